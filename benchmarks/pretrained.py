@@ -207,7 +207,7 @@ def attack(model: SCLDM, train: ad.AnnData, held_out: ad.AnnData) -> pd.DataFram
         space.project(rna_of(model.generate(ATTACK_CELLS, seed=SEED + 1))), outside, inside, seed=SEED
     )
     n_cells = min(len(outside), len(members))
-    values = {"auc": found.auc, "advantage": found.advantage, "n_cells": n_cells, "auc_by_chance": 0.8 / n_cells**0.5}
+    values = {**found, "n_cells": n_cells, "auc_by_chance": 0.8 / n_cells**0.5}
     return pd.DataFrame({"part": "attack", "metric": list(values), "value": list(values.values())})
 
 

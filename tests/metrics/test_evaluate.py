@@ -1,7 +1,6 @@
 """The table of all metrics: its content, its baselines, and its errors."""
 
 import json
-import weakref
 
 import anndata as ad
 import numpy as np
@@ -11,9 +10,8 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evaluate
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, evaluate
 from scgen_diffusion.metrics._comparison import interval
-from scgen_diffusion.metrics._safety import nearness
 from scgen_diffusion.report import summary
 
 N_GENES = 40
@@ -74,19 +72,6 @@ def test_a_row_does_not_depend_on_the_other_metrics(full):
     alone = table(*sets, train=cells(180, seed=3), metrics=["recall", "ilisi"], groupby="type", n_bootstrap=5)
     together = full[full["metric"].isin(["recall", "ilisi"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, together)
-
-
-def test_rows_of_labels_with_cells_of_their_own_do_not_depend_on_the_other_metrics_nor_on_repeatss():
-    sets = (cells(n, seed=seed, labels="abcdefghij", n_genes=120) for n, seed in ((700, 1), (701, 2)))
-    names = ["marker_overlap", "marker_slope", "mmd_per_label", "group_share_difference"]
-    options = {"train": cells(1400, seed=3, labels="abcdefghij", n_genes=120), "groupby": "type", "max_cells": 50}
-    real, synthetic = sets
-    alone = table(real, synthetic, metrics=names, n_repeats=2, n_bootstrap=5, **options)
-    more = table(real, synthetic, metrics=[*names, "dcr_ratio"], n_repeats=2, n_bootstrap=5, **options)
-    pd.testing.assert_frame_equal(alone, more[more["metric"].isin(names)].reset_index(drop=True))
-    without = table(real, synthetic, metrics=names, n_repeats=0, n_bootstrap=5, **options)
-    figures = ["value", "shuffled", "low", "high"]
-    pd.testing.assert_frame_equal(alone[figures], without[figures])
 
 
 def test_every_figure_of_all_cells_is_known(full):
@@ -283,31 +268,6 @@ def test_labels_of_which_few_cells_are_drawn_are_compared_by_cells_of_their_own(
     assert np.isnan([figure(missing, metric) for metric in ("marker_slope", "mmd_per_label")]).all()
 
 
-def test_a_label_of_many_synthetic_cells_is_not_missing_because_none_was_drawn():
-    real, train = cells(1000, seed=1, n_genes=120), cells(2000, seed=3, n_genes=120)
-    synthetic = cells(4000, seed=2, labels="a" * 49 + "b", n_genes=120)
-    names = ["marker_overlap", "marker_slope", "mmd_per_label"]
-    found = table(real, synthetic, train=train, groupby="type", max_cells=50, metrics=names, seed=0)
-    assert figure(found, "marker_overlap", group="b") > 0.8
-    assert found.loc[found["group"] == "all", "value"].notna().all()
-
-
-def test_copies_of_the_cells_of_one_group_at_a_time_are_in_memory(monkeypatch):
-    alive, make = [], _evaluate.make_context
-
-    def counted(pools, group, draws):
-        assert sum(context() is not None for context in alive) <= 2  # of all cells, and of the group before
-        context = make(pools, group, draws)
-        alive.append(weakref.ref(context))
-        return context
-
-    monkeypatch.setattr(_evaluate, "make_context", counted)
-    sets = [cells(200, seed=seed, labels="abcde") for seed in (1, 2)]
-    found = table(*sets, train=cells(400, seed=3, labels="abcde"), groupby="type", metrics=["w2"])
-    assert found["group"].tolist() == ["all", *"abcde"]
-    assert len(alive) == 6
-
-
 def test_several_columns_are_joined_and_values_with_the_joining_sign_stay_apart():
     sets = [cells(n, seed=seed) for n, seed in ((120, 1), (120, 2), (240, 3))]
     for adata in sets:
@@ -325,19 +285,6 @@ def test_cells_with_each_others_labels_are_visible_within_labels_alone():
     assert figure(found, "mmd2") < 0.02
     assert figure(found, "mmd_per_label") > 0.2
     assert abs(figure(found, "mmd_per_label", "real")) < 0.02
-
-
-@pytest.mark.parametrize(("n_real", "counts"), [(19, False), (20, True)])
-def test_a_label_needs_20_real_cells_for_its_mmd(n_real, counts):
-    labels = "aaab"
-    real, train = cells(4 * n_real, seed=1, labels=labels), cells(240, seed=3, labels=labels)
-    wrong = cells(120, seed=2, labels="aaac")
-    wrong.obs["type"] = wrong.obs["type"].replace("c", "b")
-    found = [
-        figure(table(real, synthetic, train=train, groupby="type", metrics=["mmd_per_label"]), "mmd_per_label")
-        for synthetic in (cells(120, seed=2, labels=labels), wrong)
-    ]
-    assert (found[1] > found[0] + 0.1) is counts
 
 
 @pytest.mark.parametrize("train", [None, "own"])
@@ -448,15 +395,6 @@ def test_sparse_and_empty_cells_are_no_near_copies(n_genes, total, n_empty):
         assert summary(found).of_level("ok") == ["near_copies"]
 
 
-def test_copies_and_twins_are_found_among_logarithms_too():
-    real, synthetic, train = (in_logarithms(cells(n, seed=n), None) for n in (120, 60, 240))
-    copied = ad.concat([synthetic[:48], train[:6], train[:6]])
-    copied.obs_names_make_unique()
-    copied.uns = real.uns
-    names = ["copied_cells", "duplicate_share"]
-    assert summary(table(real, copied, train=train, metrics=names)).of_level("warning") == names
-
-
 @pytest.mark.parametrize(("n_real", "n_synthetic", "is_fault"), [(0, 6, False), (24, 28, False), (0, 60, True)])
 def test_more_empty_synthetic_cells_than_real_ones_are_a_fault(n_real, n_synthetic, is_fault):
     real, synthetic = (cells(120, seed=seed) for seed in (1, 2))
@@ -496,29 +434,6 @@ def test_the_cells_that_the_components_were_chosen_on_take_no_part_in_the_attack
     found = table(*sets[:2], train=sets[2], metrics=["membership_auc"])
     for column in ("value", "real"):
         assert figure(found, "membership_auc", column) == pytest.approx(0.5, abs=0.12)  # standard error 0.03
-
-
-def test_every_real_value_of_the_attack_draws_its_own_training_cells(monkeypatch):
-    seeds = []
-
-    def attack(*points, seed):
-        seeds.append(seed)
-        return nearness(*points, seed=seed)
-
-    monkeypatch.setattr("scgen_diffusion.metrics._safety.nearness", attack)
-    table(metrics="membership_auc", n_repeats=3)
-    assert len(set(seeds)) == 4  # the value, too
-
-
-def test_genes_shuffled_within_groups_score_like_the_shuffled_column():
-    shuffled = cells(120, seed=2)
-    values = shuffled.X.toarray()
-    for label in "ab":
-        rows = (shuffled.obs["type"] == label).to_numpy()
-        values[rows] = np.random.default_rng(0).permuted(values[rows], axis=0)
-    shuffled.X = sp.csr_matrix(values)
-    found = table(synthetic=shuffled, groupby="type", metrics=["within_label_correlation"])
-    assert abs(figure(found, "within_label_correlation")) < 0.2
 
 
 # --- the cells behind it ----------------------------------------------------------------------------------------------
@@ -599,23 +514,6 @@ def test_both_sides_have_as_many_cells_as_the_smallest_set():
     assert table(train=cells(110, seed=3)).attrs["n_cells"] == {"all": 55}
     assert table(train=None, real=cells(180, seed=1)).attrs["n_cells"] == {"all": 60}
     assert table(max_cells=50).attrs["n_cells"] == {"all": 50}
-
-
-def test_only_drawn_cells_are_normalised(monkeypatch):
-    from scgen_diffusion.metrics import _cells
-
-    read = []
-    on_scale = _cells.on_scale
-    monkeypatch.setattr(
-        _cells,
-        "on_scale",
-        lambda values, *args, **options: read.append(values.shape[0]) or on_scale(values, *args, **options),
-    )
-    big = [cells(3000, seed=seed) for seed in (1, 2)]
-    evaluate(*big, train=cells(400, seed=3), metrics=["gene_mean_error"], max_cells=60, n_repeats=2, n_bootstrap=5)
-    # 200 fit the space, 60 are compared, twice as many real cells are kept for draws; 20 of each set are looked at
-    # first
-    assert sum(read) == 200 + 60 + 2 * 120 + 3 * 20
 
 
 def test_with_a_given_space_all_training_cells_are_available_for_the_real_value():
@@ -746,26 +644,11 @@ def of_type(labels):
 @pytest.mark.parametrize(
     ("sets", "error", "message"),
     [
-        (
-            {"synthetic": {"var_names": lambda a: "E" + a.var_names}},
-            ValueError,
-            "`synthetic`.*Eg0",
-        ),
+        ({"synthetic": {"var_names": lambda a: "E" + a.var_names}}, ValueError, "`synthetic`.*Eg0"),
         ({"synthetic": {"obs": lambda a: a.obs[[]]}}, KeyError, "`synthetic.obs`.*'type'"),
-        (
-            {"real": of_type([None] * 3 + ["a"] * 57)},
-            ValueError,
-            "`real_test.obs.* 3 of 60",
-        ),
+        ({"real": of_type([None] * 3 + ["a"] * 57)}, ValueError, "`real_test.obs.* 3 of 60"),
         ({"real": of_type("all")}, ValueError, "`groupby`.*'all'"),
-        (
-            {
-                "real": of_type("1"),
-                "synthetic": of_type("1.0"),
-            },
-            ValueError,
-            "`synthetic` and `real_test`.*1.0",
-        ),
+        ({"real": of_type("1"), "synthetic": of_type("1.0")}, ValueError, "`synthetic` and `real_test`.*1.0"),
         ({"real": {"X": lambda a: a.X * 0.5}}, ValueError, "`real_test`"),
         ({"synthetic": {"X": lambda a: None}}, ValueError, "`synthetic`"),
         ({"real": {"X": lambda a: a.X * 1000.5, **LOGS}}, ValueError, "`real_test"),
@@ -777,12 +660,6 @@ def test_sets_that_cannot_be_read_or_compared_raise(sets, error, message):
     sets = {name: changed(cells(60, seed=len(name)), **changes) for name, changes in sets.items()}
     with pytest.raises(error, match=message):
         table(**sets, groupby="type")
-
-
-def test_arrays_with_different_numbers_of_genes_raise():
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="`real_test` has 20 genes and `synthetic` 30"):
-        evaluate(rng.poisson(2.0, (160, 20)), rng.poisson(2.0, (60, 30)))
 
 
 def test_correlations_are_those_of_the_hundred_most_expressed_genes():

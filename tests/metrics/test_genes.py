@@ -123,9 +123,9 @@ def test_gene_differences_are_welch_t_of_each_label_the_clearest_first():
 def test_gene_differences_need_thirty_cells_of_a_label():
     real, few = labelled(200), labelled(100)
     assert set(gene_differences(real, few, groupby="label")["group"]) == {"a"}
-    with pytest.raises(ValueError, match="No label of 'label' has 30 real and 30 synthetic cells"):
+    with pytest.raises(ValueError, match="30 real and 30 synthetic"):
         gene_differences(real, few[:20], groupby="label")
-    with pytest.raises(ValueError, match="There are not 30 real and 30 synthetic cells"):
+    with pytest.raises(ValueError, match="30 real and 30 synthetic"):
         gene_differences(real, few[:20])
 
 
@@ -311,33 +311,10 @@ def test_scores_are_those_of_scanpy():
         assert len(set(mine["gene"]) ^ set(theirs["names"])) <= 2  # ties at the end of the list
 
 
-def test_cells_are_not_changed_and_there_is_no_warning(capsys, recwarn):
-    cells = make_cells()
-    before = cells.copy()
-    marker_genes(cells, "cell_type")
-    marker_agreement(cells, cells, groupby="cell_type")
-    assert (cells.X != before.X).nnz == 0
-    assert list(cells.uns) == []
-    pd.testing.assert_frame_equal(cells.obs, before.obs)
-    assert capsys.readouterr() == ("", "")
-    assert not [str(warning.message) for warning in recwarn if "site-packages" not in warning.filename]
-
-
 def test_cells_of_one_label_have_no_markers():
     found = marker_genes(make_cells(labels=("a",), names=("a",)), "cell_type")
     assert len(found) == 0
     assert "gene" in found
-
-
-def test_labels_of_few_cells_take_no_memory_and_count_among_the_others():
-    rng = np.random.default_rng(0)
-    expression = expression_of(rng.poisson(3.0, (60, 8)).astype(float))
-    labels = np.repeat(["a", "b", "c"], [30, 25, 5])
-    found = group_differences(expression, labels)
-    assert found.n_cells.to_dict() == {"a": 30, "b": 25, "c": 5}
-    assert list(found.scores.index) == list(found.changes.index) == ["a", "b"]
-    every = group_differences(expression, labels, min_cells=2)
-    pd.testing.assert_frame_equal(found.scores, every.scores.loc[["a", "b"]])
 
 
 def test_cells_added_for_a_rare_label_are_no_others_of_the_other_labels():
@@ -348,15 +325,6 @@ def test_cells_added_for_a_rare_label_are_no_others_of_the_other_labels():
     for kind in ("scores", "changes"):
         np.testing.assert_allclose(getattr(found, kind).loc["b"], getattr(of_b, kind).loc["b"])
         np.testing.assert_allclose(getattr(found, kind).loc["a"], getattr(of_a, kind).loc["a"])
-
-
-def test_a_half_sample_has_the_labels_of_all_cells_but_those_without_variance():
-    expression = expression_of(np.random.default_rng(0).poisson(3.0, (21, 8)).astype(float))
-    labels = np.repeat(["a", "b", "c"], [15, 5, 1])
-    sizes = pd.Series({"a": 30, "b": 10, "c": 10, "d": 10, "e": 3})
-    found = group_differences(expression, labels, sizes=sizes)
-    assert list(found.scores.index) == ["a", "b"]
-    assert found.n_cells is sizes
 
 
 @pytest.mark.parametrize("n_genes", [10, 1000])  # more than there are

@@ -27,7 +27,7 @@ from scgen_diffusion.metrics import (
     perturbation_discrimination,
     variance_error,
 )
-from scgen_diffusion.metrics._perturbation import GeneMoments, control_share_of, predicted_effect
+from scgen_diffusion.metrics._perturbation import GeneMoments, predicted_effect
 
 
 def rng(seed=0):
@@ -73,12 +73,6 @@ def test_the_true_change_correlates_and_its_opposite_does_the_reverse():
     assert mean_change_correlation(*effects(real, opposite, control)) < -0.5  # a logarithm falls by more than it rises
 
 
-def test_a_noisy_gene_ranks_low():
-    real = GeneMoments(np.array([3.0, 2.0, 0.0]), np.array([100.0, 0.1, 1.0]), 20)
-    control = GeneMoments(np.zeros(3), np.array([100.0, 0.1, 1.0]), 20)
-    assert list(Effect(real, control).top_genes(2)) == [1, 0]
-
-
 def test_only_the_top_genes_count_when_asked():
     base, changed = np.full(40, 6.0), balanced_change()
     wrong_elsewhere = changed.copy()
@@ -101,14 +95,6 @@ def test_statistics_and_calls_are_those_of_scipy():
     np.testing.assert_allclose(effect.welch_t, expected.statistic, atol=1e-4)  # values are stored in float32
     np.testing.assert_array_equal(effect.is_significant, false_discovery_control(expected.pvalue) <= 0.05)
     assert effect.is_significant.sum() in range(1, 30)
-
-
-def test_cells_of_one_kind_have_hardly_any_differential_gene():
-    n_found = [
-        Effect(GeneMoments.of(expression(2.0, [1, i])), GeneMoments.of(expression(2.0, [2, i]))).is_significant.any()
-        for i in range(200)
-    ]
-    assert np.mean(n_found) < 0.11  # 0.05 is expected; this is four standard errors of 200 trials above it
 
 
 @pytest.mark.parametrize(("n_cells", "n_control"), [(10, 200), (200, 10), (30, 500), (100, 1000)])
@@ -144,18 +130,6 @@ def test_more_predicted_cells_do_not_make_more_differential_genes():
         predicted_effect(predicted, real, control).is_significant.sum()
         < Effect(predicted, control).is_significant.sum()
     )
-
-
-@pytest.mark.parametrize("n_predicted", [50, 200])
-def test_noise_of_few_predicted_cells_makes_no_differential_genes(n_predicted):
-    n_genes = 300
-    rate = rng().gamma(0.3, 4.0, n_genes) + 0.02
-    n_found = []
-    for i in range(20):
-        real, control = (GeneMoments.of(expression(rate, [side, i], 1_000, n_genes)) for side in (1, 2))
-        predicted = GeneMoments.of(expression(rate, [3, i], n_predicted, n_genes))
-        n_found.append(predicted_effect(predicted, real, control).is_significant.any())
-    assert np.mean(n_found) < 0.25  # 0.05 is expected; this is four standard errors of 20 runs above it
 
 
 N_GENES = 40
@@ -282,14 +256,6 @@ def test_cells_that_say_so_share_the_noise_of_the_control_cells():
     assert slopes[1] - slopes[0] == pytest.approx(shared / np.square(change).sum(), rel=0.1)
 
 
-def test_a_word_in_all_names_that_names_one_control_cell_says_nothing():
-    control, predicted = AnnData(np.ones((9, 2))), AnnData(np.ones((9, 2)))
-    control.obs_names = ["run", *"abcdefgh"]
-    predicted.obs_names = [f"run-{i}" for i in range(9)]
-    predicted.obs["drug_of_control"] = "none"
-    assert control_share_of(predicted, control) == 0
-
-
 def test_without_a_clear_effect_there_is_no_slope():
     slopes = []
     for i in range(100):
@@ -333,18 +299,6 @@ def test_shares_stay_within_zero_and_one_and_a_perfect_prediction_has_all(cells,
     assert de_overlap(*same, n_top=n_top) in {1.0}
     for perfect in (de_jaccard(*same), de_direction(*same)):
         assert np.isnan(perfect) or perfect == 1
-
-
-@given(counts)
-@settings(max_examples=40, deadline=None)
-def test_the_variance_error_is_a_distance(cells):
-    def distance(first, second):
-        return variance_error(*effects(first, second, cells[0]))
-
-    first, second, third = cells
-    assert distance(first, first) == 0
-    assert distance(first, second) == pytest.approx(distance(second, first))
-    assert distance(first, third) <= distance(first, second) + distance(second, third) + 1e-9
 
 
 def test_the_variance_error_by_hand():

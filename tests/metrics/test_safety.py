@@ -16,13 +16,13 @@ from scgen_diffusion.metrics import (
     expression_of,
     membership_inference,
     memorisation,
-    nearest_distances,
 )
 from scgen_diffusion.metrics._catalogue import near_copies
 from scgen_diffusion.metrics._comparison import share_interval
 from scgen_diffusion.metrics._safety import (
     chance_of_equal,
     expected_share_of_twins,
+    nearest_distances,
     relative_nearness,
     share_of_twins,
 )
@@ -205,14 +205,6 @@ def test_the_expected_share_of_twins_is_the_mean_over_draws():
     assert expected_share_of_twins(np.arange(1, 200, dtype=np.uint64), 5_000) == 0
 
 
-def test_the_expected_share_of_twins_grows_beyond_the_known_cells():
-    rng = np.random.default_rng(0)
-    many = rng.integers(1, 100_000, 10_000).astype(np.uint64)
-    # twins of 10 000 cells, from 1 000 of them: about ten pairs, so a standard error of a quarter or so
-    assert expected_share_of_twins(many[:2_000], 10_000) == pytest.approx(share_of_twins(many), rel=0.5)
-    assert expected_share_of_twins(np.ones(10, dtype=np.uint64), 1_000) == 1
-
-
 def test_no_shares_of_genes_make_an_equal_cell_likelier_than_its_limit():
     rng = np.random.default_rng(0)
     counts = rng.multinomial(rng.integers(1, 40, 200), rng.dirichlet(np.full(8, 0.5)))
@@ -226,7 +218,7 @@ def test_no_shares_of_genes_make_an_equal_cell_likelier_than_its_limit():
 
 def test_copies_of_the_training_cells_give_all_of_them_away():
     train = points()
-    assert membership_inference(train, points(seed=1), train) == (1, 1)
+    assert membership_inference(train, points(seed=1), train) == {"auc": 1, "advantage": 1}
 
 
 def test_independent_cells_give_nothing_away():
@@ -235,26 +227,26 @@ def test_independent_cells_give_nothing_away():
     # given the synthetic cells, distances are exchangeable: the AUC is a Mann-Whitney statistic with this standard
     # error
     standard_error = np.sqrt((2 * n_cells + 1) / (12 * n_cells**2))
-    assert abs(found.auc - 0.5) < 4 * standard_error
+    assert abs(found["auc"] - 0.5) < 4 * standard_error
     # Kolmogorov's distribution: exceeded once in 10 000
-    assert found.advantage < 2.23 * np.sqrt(2 / n_cells)
+    assert found["advantage"] < 2.23 * np.sqrt(2 / n_cells)
 
 
 def test_copies_of_half_of_the_training_cells_give_an_auc_of_three_quarters():
     train = points(2_000)
     found = membership_inference(train[::2], points(2_000, seed=1), train)
     # copies (half) are ranked first; the other half is as near as held-out cells: 1 / 2 + 1 / 4
-    assert found.auc == pytest.approx(0.75, abs=0.03)
-    assert found.advantage == pytest.approx(0.5, abs=0.05)
+    assert found["auc"] == pytest.approx(0.75, abs=0.03)
+    assert found["advantage"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_space_fitted_on_the_training_cells_hides_them():
     """Why cells that a PCA was fitted on must not be attacked."""
     train, held_out, synthetic, others = (some_counts(150, 300, seed=seed) for seed in range(4))
     on_train, on_others = (ComparisonSpace.fit(cells).project for cells in (train, others))
-    assert membership_inference(on_train(synthetic), on_train(held_out), on_train(train)).auc < 0.2
+    assert membership_inference(on_train(synthetic), on_train(held_out), on_train(train))["auc"] < 0.2
     # four standard errors of a Mann-Whitney statistic of 150 and 150 cells
-    assert abs(membership_inference(on_others(synthetic), on_others(held_out), on_others(train)).auc - 0.5) < 0.14
+    assert abs(membership_inference(on_others(synthetic), on_others(held_out), on_others(train))["auc"] - 0.5) < 0.14
 
 
 def test_both_sides_have_equal_numbers_drawn_by_seed():

@@ -47,12 +47,10 @@ from ._perturbation import (
 )
 from ._pools import MIN_CELLS_PER_GROUP
 from ._safety import (
-    MembershipInference,
     copied_cells,
     duplicate_share,
     membership_inference,
     memorisation,
-    nearest_distances,
 )
 from ._space import ComparisonSpace
 from ._use import augmentation_gain, trts_accuracy, tstr_f1
@@ -69,7 +67,6 @@ __all__ = [
     "Effect",
     "Expression",
     "Limits",
-    "MembershipInference",
     "Metric",
     "Neighbourhoods",
     "align_genes",
@@ -104,7 +101,6 @@ __all__ = [
     "mean_variance_error",
     "membership_inference",
     "memorisation",
-    "nearest_distances",
     "perturbation_discrimination",
     "precision_recall_density_coverage",
     "squared_mmd",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._comparison import AllCells, Better, Comparison, Need, Scope
+    from ._comparison import AllCells, Better, Comparison, Need, Scope, Whole
     from ._distribution import Classifier
     from ._perturbation import Prediction
 
@@ -361,7 +361,7 @@ _OF_TRAINING = {"needs": ("train",), "scopes": JOINT}
 
 def _distances_to_training(comparison: CellComparison) -> tuple[NDArray, NDArray]:
     sides = comparison.real.pcs, comparison.synthetic.pcs
-    return tuple(_safety.nearest_distances(side, comparison.training.pcs) for side in sides)
+    return tuple(_safety.nearest_distances(side, comparison.all_cells.train.pcs) for side in sides)
 
 
 # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
@@ -381,8 +381,9 @@ def nearer_than_held_out(comparison: CellComparison) -> float:
 _OF_ALL = {"bounds": SHARE, "of_all": True}
 
 
-def _copies(cells: NDArray[np.uint64], known: NDArray[np.uint64]) -> Share:
-    return Share(_safety.share_of_copies(cells, known), np.count_nonzero(cells != _safety.EMPTY))
+def _copies(cells: Whole, known: Whole) -> Share:
+    n_with_counts = np.count_nonzero(cells.fingerprints != _safety.EMPTY)
+    return Share(_safety.share_of_copies(cells.fingerprints, known.fingerprints), n_with_counts)
 
 
 def _twins(cells: NDArray[np.uint64]) -> Share:
@@ -390,18 +391,18 @@ def _twins(cells: NDArray[np.uint64]) -> Share:
     return Share(_safety.share_of_twins(cells), len(cells) / 2)
 
 
-def _explained(cells: AllCells, is_equal: NDArray[np.bool_], n_others: int) -> Share:
-    """Return which share of equal synthetic cells chance can explain at most: cells of few counts."""
-    expected = cells.chance * len(cells.synthetic) * n_others
-    return Share(float((is_equal & (expected > UNLIKELY)).mean()), np.inf)
+def _beyond_chance(cells: Whole, is_equal: NDArray[np.bool_], n_others: int) -> tuple[float, Share]:
+    """Return which share of equal cells chance cannot explain, and which it can at most: cells of few counts."""
+    is_chance = cells.chance * len(is_equal) * n_others > UNLIKELY
+    return float((is_equal & ~is_chance).mean()), Share(float((is_equal & is_chance).mean()), np.inf)
 
 
 def leaked_share(cells: AllCells) -> float:
     """Return which share of the held-out cells equal training cells beyond what chance explains; 0 for few."""
     if cells.train is None:
         return 0.0
-    expected = cells.chance_of_real * len(cells.real) * len(cells.train)
-    share = float((np.isin(cells.real, cells.train) & (expected <= UNLIKELY)).mean())
+    is_equal = np.isin(cells.real.fingerprints, cells.train.fingerprints)
+    share, _ = _beyond_chance(cells.real, is_equal, len(cells.train.fingerprints))
     return share if share > FEW_LEAKED else 0.0
 
 
@@ -424,28 +425,30 @@ def copied_cells(cells: AllCells) -> tuple[Share, list[Share]]:
     if not cells.are_comparable:
         return Share(np.nan, 1), [Share(np.nan, 1)]
     # where few cells are held out, the training cells themselves tell how seldom two real cells are equal
-    usual = [_copies(cells.real, cells.train), _twins(cells.train[cells.train != _safety.EMPTY])]
-    usual.append(_explained(cells, np.isin(cells.synthetic, cells.train), len(cells.train)))
-    return _copies(cells.synthetic, cells.train), usual
+    train = cells.train.fingerprints
+    usual = [_copies(cells.real, cells.train), _twins(train[train != _safety.EMPTY])]
+    _, by_chance = _beyond_chance(cells.synthetic, np.isin(cells.synthetic.fingerprints, train), len(train))
+    return _copies(cells.synthetic, cells.train), [*usual, by_chance]
 
 
 # A twin here and there harms nobody; more than half a per cent is no accident.
 @_metric("Memorisation", "lower", limits=Limits(0.0, 0.005), **_OF_ALL)
 def duplicate_share(cells: AllCells) -> tuple[Share, list[Share]]:
     """Share of synthetic cells with exactly the counts of another one. Misses cells that are similar, not equal."""
-    others, n_cells = cells.real if cells.train is None else cells.train, len(cells.synthetic)
+    synthetic, others = cells.synthetic.fingerprints, (cells.train or cells.real).fingerprints
+    n_cells = len(synthetic)
     # twins grow with the number of cells, which makes the share of few real cells less certain
     usual = Share(_safety.expected_share_of_twins(others, n_cells), len(others) ** 2 / (2 * n_cells))
     more = max(n_cells / len(others), 1.0)
-    equal_to_real = Share(min(more * float(np.isin(cells.synthetic, others).mean()), 1.0), n_cells / more)
-    explained = _explained(cells, _safety.have_twins(cells.synthetic), n_cells)
-    return _twins(cells.synthetic), [usual, equal_to_real, explained]
+    equal_to_real = Share(min(more * float(np.isin(synthetic, others).mean()), 1.0), n_cells / more)
+    _, by_chance = _beyond_chance(cells.synthetic, _safety.have_twins(synthetic), n_cells)
+    return _twins(synthetic), [usual, equal_to_real, by_chance]
 
 
 def _attack(comparison: CellComparison) -> tuple[NDArray, NDArray]:
     """Return how near held-out cells and training cells are to the cells released."""
     released = comparison.synthetic.pcs if comparison.released is None else comparison.released
-    return _safety.nearness(released, comparison.real.pcs, comparison.training.members, seed=comparison.seed)
+    return _safety.nearness(released, comparison.real.pcs, comparison.all_cells.members, seed=comparison.seed)
 
 
 @_metric("Memorisation", "lower", bounds=SHARE, ideal=GUESSING, limits=Limits(0.03, 0.08), **_OF_TRAINING)
@@ -461,10 +464,10 @@ def copied_test_cells(cells: AllCells) -> tuple[Share, list[Share]]:
     if not cells.are_comparable:
         return Share(np.nan, 1), [Share(np.nan, 1)]
     # without training cells, each real cell against all other ones
-    real = cells.real[cells.real != _safety.EMPTY]
-    usual = _twins(real) if cells.train is None else _copies(cells.train, cells.real)
-    explained = _explained(cells, np.isin(cells.synthetic, cells.real), len(cells.real))
-    return _copies(cells.synthetic, cells.real), [usual, explained]
+    real = cells.real.fingerprints
+    usual = _twins(real[real != _safety.EMPTY]) if cells.train is None else _copies(cells.train, cells.real)
+    _, by_chance = _beyond_chance(cells.synthetic, np.isin(cells.synthetic.fingerprints, real), len(real))
+    return _copies(cells.synthetic, cells.real), [usual, by_chance]
 
 
 # --- perturbations ----------------------------------------------------------------------------------------------------

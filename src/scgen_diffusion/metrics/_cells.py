@@ -183,11 +183,11 @@ def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:
     """Raise unless cells with the genes ``found`` have these genes, in any order."""
     if found.equals(genes):
         return
-    missing = genes.difference(found)
-    if len(missing):
-        msg = f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}."
-        if len(missing) == len(genes):
-            msg = f"`{name}` and the real cells have no gene in common: {list(found[:3])} and {list(genes[:3])}."
+    if len(missing := genes.difference(found)):
+        msg = (
+            f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}; "
+        )
+        msg += f"its own are {list(found[:3])} ..."
         raise ValueError(msg)
     if not (found.is_unique and genes.is_unique):
         msg = f"`{name}` and the real cells have other orders of genes, whose names must then be unique."

@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 from scgen_diffusion._arguments import check_count
 
 from ._cells import stacked
+from ._safety import relative_nearness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 #: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain. If fewer are drawn on a
 #: side, labels get cells of their own.
 MIN_CELLS_PER_LABEL = 20
+PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
 UNLIKELY = 0.01  # with fewer copies to expect, chance does not explain one
 FEWEST_HALVES = 5  # half-samples that know their standard deviation; of two or three, intervals would hold everything
 
@@ -99,52 +101,63 @@ class Sample:
         return replace(self[rows], n_further=pd.Series(drawn, self.n_further.index), rare=rare)
 
 
-@dataclass(frozen=True)
-class Training:
-    """All cells that a model was trained on, as the metrics of memorisation need them.
+class Whole(NamedTuple):
+    """What metrics that look for copies know of *all* cells of a set: a draw would miss most copies.
 
     Attributes
     ----------
     pcs
         Principal components, `(cells, components)`.
-    members
-        Principal components of the cells that the PCA was not fitted to. A PCA spreads the cells that it was fitted to,
-        which would distinguish them from held-out cells even without any synthetic cell.
     fingerprints
         Hashes of the cells' counts, `(cells,)`.
+    chance, chance_of_alike
+        Upper limits of the probability that a fresh cell equals each cell, or that one of any total has its
+        composition, `(cells,)`; tiny but for few counts.
     """
 
     pcs: NDArray[np.float32]
-    members: NDArray[np.float32]
     fingerprints: NDArray[np.uint64]
+    chance: NDArray[np.float64]
+    chance_of_alike: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class AllCells:
-    """What metrics that look for copies know of *all* cells: a draw would miss most copies.
+    """All cells of every set.
 
     Attributes
     ----------
     real, synthetic, train
-        Fingerprints of the sets, `(cells,)`; `train` is None if it was not given.
-    chance, chance_of_real
-        Upper limits of the probability that a fresh cell equals a synthetic, or a real, one, `(cells,)`; tiny but for
-        few counts.
+        The sets; `train` is None if it was not given.
+    members
+        Principal components of the training cells that the PCA was not fitted to. A PCA spreads the cells that it was
+        fitted to, which would distinguish them from held-out cells even without any synthetic cell.
     are_comparable
         Whether all sets hold counts, or all hold logarithms. Otherwise, no cells of two sets can be equal.
-    nearness
-        Function that measures how near cells are to training cells (:func:`relative_nearness`), which takes time: real
-        and synthetic ones, infinite for cells of so few genes that chance makes others like them; then real ones with
-        these cells, too.
+    seed
+        Chooses the cells to measure where there are too many.
     """
 
-    real: NDArray[np.uint64]
-    synthetic: NDArray[np.uint64]
-    train: NDArray[np.uint64] | None
-    chance: NDArray[np.float64]
-    chance_of_real: NDArray[np.float64]
+    real: Whole
+    synthetic: Whole
+    train: Whole | None
+    members: NDArray[np.float32] | None
     are_comparable: bool
-    nearness: Callable[[], tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]
+    seed: int
+
+    def nearness(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return how near real and synthetic cells are to training cells (:func:`relative_nearness`).
+
+        Infinite for cells of so few genes that chance makes others like them. Third come real ones with these, too.
+        """
+        n_train, found = len(self.train.pcs), []
+        for side in (self.real, self.synthetic):
+            rows = np.random.default_rng([self.seed, 4]).permutation(len(side.pcs))[: max(PAIRS // n_train, 500)]
+            near = relative_nearness(side.pcs[rows], self.train.pcs)
+            is_chance = side.chance_of_alike[rows] * len(rows) * n_train > UNLIKELY
+            found.append((np.where(is_chance, np.inf, near), near))
+        (of_real, usual), (of_synthetic, _) = found
+        return of_real, of_synthetic, usual
 
 
 class Share(NamedTuple):
@@ -190,11 +203,10 @@ class CellComparison(Comparison):
         first.
     squared_scale
         Unit of the kernel widths, the same for value, real value and shuffled cells.
-    training
-        The training cells; None without ``train``.
+    all_cells
+        All cells, also those not drawn; None if no metric needs them.
     released
-        Principal components of all synthetic cells, also of those not drawn, `(cells, components)`; None for real cells
-        in their place.
+        Principal components of all synthetic cells; None for real cells in their place.
     seed
         Seed for metrics that draw random numbers.
     whole, rows
@@ -206,7 +218,7 @@ class CellComparison(Comparison):
     synthetic: Sample
     genes: NDArray[np.intp] | None = None
     squared_scale: float = UNKNOWN
-    training: Training | None = None
+    all_cells: AllCells | None = None
     released: NDArray[np.float32] | None = None
     seed: int = 0
     whole: CellComparison | None = None

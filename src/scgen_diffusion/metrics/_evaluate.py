@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ from ._genes import count_labels
 from ._modalities import MIN_PAIRED_CELLS, common_modalities, joint_sources, modality_cells, pair_context, paired_cells
 from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
 from ._perturbation_contexts import evaluate_perturbations
-from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_all_cells
+from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context
 from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
@@ -416,18 +415,10 @@ def compare_cells(
 ) -> tuple[list[Row], dict[str, object]]:
     """Return the rows of all cells and of each group, and what to note beside them, of sets that were checked."""
     counts_copies = any(metric.of_all for metric in metrics)
-    with_training = counts_copies or any("train" in metric.needs for metric in metrics)
-    pools = draw_pools(sources, space, draws, with_training=with_training)
-
+    with_all = counts_copies or any("train" in metric.needs for metric in metrics)
+    pools = draw_pools(sources, space, draws, with_all=with_all)
     of_all = make_context(pools, None, draws)
-    if not np.ptp(of_all.comparisons["value"][0].real.pcs, axis=0).any():
-        msg = "All cells of `real_test` are equal, so there is nothing to compare."
-        raise ValueError(msg)
-    leaked = 0.0
-    if counts_copies:
-        of_all = replace(of_all, all_cells=read_all_cells(sources, pools, draws))
-        leaked = leaked_share(of_all.all_cells)
-    if leaked:
+    if leaked := leaked_share(pools.all_cells) if counts_copies else 0.0:
         warn_user(f"At least {leaked:.1%} of the cells in `real_test` are in `train`, too, which hides memorisation.")
     n_sides = 2 if pools.others is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)

@@ -12,8 +12,6 @@ from anndata import AnnData
 from scipy.ndimage import median_filter
 from scipy.stats import ks_2samp
 
-from scgen_diffusion._arguments import check_count
-
 from ._cells import Cells, Expression, expression_of, labels_of, means, pair_of_expressions, shares_expressed, variances
 from ._comparison import ALL
 
@@ -362,9 +360,10 @@ def gene_differences(
         columns |= dict(zip(("real_share", "synthetic_share"), shares, strict=True))
         tables.append(pd.DataFrame({**columns, "t": t}))
     if not tables:
-        least = f"{MIN_CELLS_TESTED} real and {MIN_CELLS_TESTED} synthetic cells"
-        whose = "There are not" if groupby is None else f"No label of {groupby!r} has"
-        msg = f"{whose} {least}, which comparing genes needs."
+        whose = "all" if groupby is None else f"each label of {groupby!r}"
+        msg = (
+            f"Comparing genes needs {MIN_CELLS_TESTED} real and {MIN_CELLS_TESTED} synthetic cells; {whose} have fewer."
+        )
         raise ValueError(msg)
     table = pd.concat(tables)
     return table.iloc[np.argsort(-table["t"].abs(), kind="stable")].reset_index(drop=True)
@@ -394,7 +393,7 @@ class GroupDifferences:
 
     def top(self, label: str, n_genes: int) -> NDArray[np.intp]:
         """Return the positions of a label's top marker genes, best first."""
-        return np.argsort(-self.scores.loc[label].to_numpy(), kind="stable")[: check_count("n_genes", n_genes)]
+        return np.argsort(-self.scores.loc[label].to_numpy(), kind="stable")[:n_genes]
 
 
 def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str | None = None) -> pd.DataFrame:
@@ -431,20 +430,12 @@ def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str 
     """
     labels = labels_of(cells, groupby, name="cells")
     differences = group_differences(expression_of(cells, layer=layer), labels, min_cells=2)
-    tables = []
+    rows = []
     for label in filter(differences.has_scores, differences.scores.index):
         top = differences.top(label, n_genes)
-        columns = {
-            "label": label,
-            "rank": np.arange(1, len(top) + 1),
-            "gene": cells.var_names[top],
-            "score": differences.scores.loc[label].to_numpy()[top],
-            "log_fold_change": differences.changes.loc[label].to_numpy()[top],
-        }
-        tables.append(pd.DataFrame(columns))
-    if not tables:
-        return pd.DataFrame(columns=["label", "rank", "gene", "score", "log_fold_change"])
-    return pd.concat(tables, ignore_index=True)
+        found = cells.var_names[top], differences.scores.loc[label].iloc[top], differences.changes.loc[label].iloc[top]
+        rows += [(label, rank, *values) for rank, values in enumerate(zip(*found, strict=True), start=1)]
+    return pd.DataFrame(rows, columns=["label", "rank", "gene", "score", "log_fold_change"])
 
 
 def marker_agreement(

@@ -14,10 +14,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import MIN_CELLS_PER_LABEL, UNLIKELY, AllCells, CellComparison, Context, Sample, Training
+from ._comparison import MIN_CELLS_PER_LABEL, AllCells, CellComparison, Context, Sample, Whole
 from ._distribution import median_squared_distance
 from ._genes import count_labels
-from ._safety import chance_of_alike, chance_of_equal, fingerprints_of, relative_nearness
+from ._safety import chance_of_alike, chance_of_equal, fingerprints_of
 from ._space import MAX_FITTED_CELLS, ComparisonSpace
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 CELLS_PER_RARE_LABEL = 50
 GENES_AT_ONCE = 1_000
-PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class Pool:
         """Return the labels of so many cells or more."""
         if self.sample.labels is None:
             return []
-        names, sizes = np.unique(self.sample.labels, return_counts=True)
-        return names[sizes >= n_cells].tolist()
+        sizes = count_labels(self.sample.labels)
+        return sizes.index[sizes >= n_cells].tolist()
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,8 @@ class Pools:
         Real cells that play the synthetic ones; None if one half of `real` plays them.
     space
         Genes and components.
-    training
-        The training cells; None without ``train``.
-    released
-        Principal components of all synthetic cells; None without ``train``.
+    all_cells
+        All cells of every set; None if no metric needs them.
     n_cells
         Number of cells on either side in a comparison of all cells.
     rare
@@ -95,15 +92,12 @@ class Pools:
     synthetic: Pool
     others: Pool | None
     space: ComparisonSpace
-    training: Training | None
-    released: NDArray[np.float32] | None
+    all_cells: AllCells | None
     n_cells: int
     rare: pd.Series
 
 
-def draw_pools(
-    sources: Mapping[str, Source], space: ComparisonSpace | None, draws: Draws, *, with_training: bool
-) -> Pools:
+def draw_pools(sources: Mapping[str, Source], space: ComparisonSpace | None, draws: Draws, *, with_all: bool) -> Pools:
     """Choose the cells that fit the space and those that play the synthetic cells, and draw."""
     real, synthetic, train = sources["real_test"], sources["synthetic"], sources.get("train")
     rng = np.random.default_rng([draws.seed, 0])
@@ -116,19 +110,20 @@ def draw_pools(
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_available = min(*available, len(synthetic))
     n_cells = min(n_available, draws.max_cells)
-    training = released = None
-    if with_training and train is not None:
-        pcs, fingerprints = _of_all_cells(train, space.project, fingerprints_of)
-        training = Training(pcs, pcs[rest], fingerprints)
-        (released,) = _of_all_cells(synthetic, space.project)
+    all_cells = None
+    if with_all:
+        whole = {name: _read_all(own, space) for name, own in sources.items()}
+        members = None if train is None else whole["train"].pcs[rest]
+        are_comparable = len({own.log_base is None for own in sources.values()}) == 1
+        sides = whole["real_test"], whole["synthetic"], whole.get("train")
+        all_cells = AllCells(*sides, members, are_comparable, draws.seed)
     draw = lambda source, rows, factor: _draw(source, rows, space, n_cells * factor, factor * CELLS_PER_GROUP, rng)
     drawn = draw(real, real_rows, POOL_FACTOR), draw(synthetic, np.arange(len(synthetic)), 1)
     return Pools(
         *drawn,
         others=None if train is None else draw(train, rest, POOL_FACTOR),
         space=space,
-        training=training,
-        released=released,
+        all_cells=all_cells,
         n_cells=n_cells,
         rare=_rare_labels(*drawn, n_cells, n_available, n_parts=3 if train is None else 1),
     )
@@ -169,37 +164,11 @@ def _rare_labels(real: Pool, synthetic: Pool, n_cells: int, n_available: int, *,
     return available[with_rows & np.logical_or(*few)].clip(upper=CELLS_PER_RARE_LABEL)
 
 
-def _of_all_cells(source: Source, *functions: Callable[[Expression], NDArray]) -> list[NDArray]:
-    """Return what each function says of all cells of a set, which are read once, in chunks."""
+def _read_all(source: Source, space: ComparisonSpace) -> Whole:
+    """Read all cells of a set once, in chunks, and keep a few bytes of each."""
+    functions = space.project, fingerprints_of, chance_of_equal, chance_of_alike
     parts = [[function(chunk) for function in functions] for chunk in source.chunks(np.arange(len(source)))]
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-
-
-def read_all_cells(sources: Mapping[str, Source], pools: Pools, draws: Draws) -> AllCells:
-    """Read all real and synthetic cells, and keep a few bytes of each."""
-    real, chance_of_real = _of_all_cells(sources["real_test"], fingerprints_of, chance_of_equal)
-    synthetic, chance, alike = _of_all_cells(sources["synthetic"], fingerprints_of, chance_of_equal, chance_of_alike)
-    train = None if pools.training is None else pools.training.fingerprints
-    are_comparable = len({source.log_base is None for source in sources.values()}) == 1
-    nearness = partial(_nearness, pools, alike, draws.seed)
-    return AllCells(real, synthetic, train, chance, chance_of_real, are_comparable, nearness)
-
-
-def _nearness(
-    pools: Pools, alike: NDArray[np.float64], seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Measure drawn real cells and all synthetic cells, or a random part of them where there are too many pairs."""
-    train, released, real = pools.training.pcs, pools.released, pools.real.sample
-    most = max(PAIRS // len(train), CELLS_PER_GROUP)
-    rows = np.random.default_rng([seed, 4]).permutation(len(released))[:most]
-    real = real[np.arange(min(pools.real.n_of_all, most))]
-    of_real, of_synthetic = relative_nearness(real.pcs, train), relative_nearness(released[rows], train)
-
-    def without_chance(found: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(chance * len(found) * len(train) <= UNLIKELY, found, np.inf)
-
-    told = without_chance(of_real, chance_of_alike(real.expression)), without_chance(of_synthetic, alike[rows])
-    return *told, of_real
+    return Whole(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:
@@ -215,13 +184,11 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     # one generator each, because how many real pairs are drawn depends on which metrics are asked for
     rng, mixing, halving = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3))
     counting, mixing_rare = rng.spawn(1)[0], mixing.spawn(1)[0]  # which leaves the other draws alone
-    has_rare = group is None and pools.real.sizes is not None
 
     def sample(pool: Pool, *parts: NDArray[np.intp], rng: np.random.Generator = counting, **how: bool) -> list[Sample]:
-        if not has_rare:
-            return [pool.sample[rows] for rows in parts]
-        n_further = [own.sizes.sum() - n_cells for own in (pools.real, pools.synthetic)]
-        return _draw_rare(pool, parts, n_further[-len(parts) :], pools.rare, rng, **how)
+        if group is None and pool.sizes is not None:
+            return _beside_rare(pools, pool, parts, n_cells, rng, **how)
+        return [pool.sample[rows] for rows in parts]
 
     def split_real() -> CellComparison:
         order = rng.permutation(real)
@@ -237,13 +204,14 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         CellComparison,
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
         squared_scale=median_squared_distance(first.pcs),
-        training=pools.training,
+        all_cells=pools.all_cells,
         seed=draws.seed,
     )
-    value = compare(first, drawn, released=pools.released)
+    value = compare(first, drawn, released=pools.all_cells and pools.all_cells.synthetic.pcs)
     draw_pair = split_real if pools.others is None else lambda: compare(first, draw_others(rng, counting))
     pairs = [draw_pair() for _ in range(draws.n_repeats if has_others else 0)]
-    n_held_out = draws.n_repeats if pools.training is not None and group is None else 0
+    has_members = group is None and pools.all_cells is not None and pools.all_cells.train is not None
+    n_held_out = draws.n_repeats if has_members else 0
     # each has its own draw of training cells, so that their mean has less noise
     held_out_pairs = [replace(split_real(), seed=draws.seed + i) for i in range(1, n_held_out + 1)]
     to_shuffle = [draw_others(mixing, mixing_rare)] if has_others else []
@@ -252,30 +220,26 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         {"value": [value], "real": pairs, "shuffled": shuffled},
         held_out_pairs=held_out_pairs,
         halves=[value.half(halving) for _ in range(draws.n_bootstrap)],
+        all_cells=pools.all_cells,
     )
 
 
-def _draw_rare(
-    pool: Pool,
-    parts: Sequence[NDArray[np.intp]],
-    n_further: Sequence[int],
-    n_rare: pd.Series,
-    rng: np.random.Generator,
-    *,
-    are_all: bool = False,
+def _beside_rare(
+    pools: Pools, pool: Pool, parts: Sequence[NDArray], n_cells: int, rng: np.random.Generator, *, are_all: bool = False
 ) -> list[Sample]:
     """Return samples of a pool, beside all other cells of its set, or so many as a perfect model draws."""
-    is_rare = np.isin(pool.sample.labels, n_rare.index)
+    is_rare = np.isin(pool.sample.labels, pools.rare.index)
     rows = rng.permutation(np.setdiff1d(np.flatnonzero(is_rare), np.concatenate(parts)))
     samples = []
-    for part, n_cells in zip(parts, n_further, strict=True):
+    for part, side in zip(parts, (pools.real, pools.synthetic)[-len(parts) :], strict=True):
         own = pool.sample[part]
         drawn = count_labels(own.labels)
         sizes = pool.sizes.sub(drawn, fill_value=0).astype(int)
         if not are_all:
-            sizes = pd.Series(rng.multinomial(n_cells, pool.sizes / pool.sizes.sum()), pool.sizes.index)
+            drawn_of_all = rng.multinomial(side.sizes.sum() - n_cells, pool.sizes / pool.sizes.sum())
+            sizes = pd.Series(drawn_of_all, pool.sizes.index)
         labels = pd.Series(pool.sample.labels[rows])
-        is_taken = (labels.groupby(labels).cumcount() < labels.map(n_rare.sub(drawn, fill_value=0))).to_numpy()
+        is_taken = (labels.groupby(labels).cumcount() < labels.map(pools.rare.sub(drawn, fill_value=0))).to_numpy()
         samples.append(replace(own, n_further=sizes, rare=pool.sample[rows[is_taken]]))
         rows = rows[~is_taken]
     return samples

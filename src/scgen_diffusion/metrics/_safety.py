@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import gammaln, xlogy
@@ -24,21 +24,6 @@ SAME = 1e-5  # of a typical distance: what rounding leaves between equal cells
 N_CANDIDATES = 3  # extra neighbours to look up, whose distances are computed again
 N_DECIMALS = 2  # of logarithms: those of another precision differ in the sixth or seventh, and seldom round apart
 EMPTY = 0  # fingerprint of a cell without counts
-
-
-class MembershipInference(NamedTuple):
-    """How well an attacker tells training cells from cells that the model has not seen.
-
-    Parameters
-    ----------
-    auc
-        Area under the ROC curve of the attack. 0.5: nothing leaks; 1: every training cell is found.
-    advantage
-        Largest difference between true and false positive rate, from 0 to 1.
-    """
-
-    auc: float
-    advantage: float
 
 
 def nearest_distances(values: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
@@ -86,7 +71,7 @@ def relative_nearness(values: NDArray, train: NDArray) -> NDArray[np.float64]:
 def memorisation(synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike) -> dict[str, float]:
     r"""Measure whether a model repeats its training cells: how near synthetic cells are, relative to unseen real cells.
 
-    With the distance :math:`d` of a cell to its nearest training cell (:func:`nearest_distances`):
+    With the Euclidean distance :math:`d` of a cell to its nearest training cell:
 
     .. math:: \text{nearest train ratio} =
         \frac{\operatorname{median}_{\text{synthetic}} d}{\operatorname{median}_{\text{held-out}} d},
@@ -219,7 +204,7 @@ def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) 
 
 def membership_inference(
     synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike, *, seed: int = 0
-) -> MembershipInference:
+) -> dict[str, float]:
     r"""Attack the model: guess which real cells it was trained on from how near synthetic cells come to them.
 
     Every real cell :math:`r` is scored by its nearness to the synthetic cells :math:`S`; cells with high scores are
@@ -228,7 +213,7 @@ def membership_inference(
     .. math:: s(r) = -d(r, S), \qquad \text{AUC} = P\bigl( s(r_{\text{train}}) > s(r_{\text{held-out}}) \bigr), \qquad
         \text{advantage} = \max_c\; \bigl[ \text{TPR}(c) - \text{FPR}(c) \bigr]
 
-    with the distance :math:`d` of :func:`nearest_distances`. The AUC is between 0 and 1, and 0.5 means that nothing
+    with the distance :math:`d` to the nearest synthetic cell. The AUC is between 0 and 1, and 0.5 means that nothing
     leaks (with :math:`n` cells a side, chance alone reaches about :math:`0.5 \pm 0.8 / \sqrt{n}`). The advantage is
     between 0 and 1, and about :math:`0.63 \sqrt{2 / n}` by chance. The closer to these, the better.
 
@@ -251,7 +236,7 @@ def membership_inference(
 
     Returns
     -------
-    AUC and advantage.
+    `auc`, 0.5 if nothing leaks and 1 if every training cell is found, and `advantage`, from 0 to 1.
 
     References
     ----------
@@ -262,7 +247,8 @@ def membership_inference(
     others, members = nearness(synthetic, held_out, train, seed=seed)
     is_member, scores = np.repeat([1, 0], len(members)), np.concatenate([members, others])
     false_positives, true_positives, _ = roc_curve(is_member, scores, drop_intermediate=False)
-    return MembershipInference(float(roc_auc_score(is_member, scores)), float((true_positives - false_positives).max()))
+    advantage = float((true_positives - false_positives).max())
+    return {"auc": float(roc_auc_score(is_member, scores)), "advantage": advantage}
 
 
 def nearness(
