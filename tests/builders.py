@@ -26,6 +26,7 @@ import scipy.sparse as sp
 import scvi
 import torch
 from hypothesis import settings
+from lightning.pytorch.callbacks import Callback
 from numba.core.dispatcher import Dispatcher
 from scvi.data import AnnDataManager
 
@@ -165,6 +166,20 @@ def _make_trained(adata=None, *, max_epochs=1, **options):
     for parameter in averaged.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.2)
     return model
+
+
+class At(Callback):
+    """After a step of a stage, send a signal to this process, or call a function of the plan."""
+
+    def __init__(self, stage, step, work):
+        self.stage, self.step, self.work = stage, step, work
+
+    def on_train_batch_end(self, trainer, plan, *_):
+        if (plan.name, trainer.global_step) == (self.stage, self.step):
+            if callable(self.work):
+                self.work(plan)
+            else:
+                os.kill(os.getpid(), self.work)
 
 
 def same_cells(one, other):

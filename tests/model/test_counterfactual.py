@@ -139,22 +139,6 @@ def test_requests_of_one_seed_share_their_noise(make_trained):
         np.testing.assert_array_equal(one, other)
 
 
-def test_given_totals_mean_what_they_mean_in_generate(trained):
-    least = trained.adata.X.sum(1).min()
-    request = {"condition": {"dose": 10}, "keep_residuals": False, "seed": 0}
-
-    usual, shallow = (
-        trained.predict_perturbation(**request, library_size=size).X.toarray() for size in (least, least / 4)
-    )
-    with pytest.warns(UserWarning, match="library_size.*5,000"):
-        deep = trained.predict_perturbation(**request, library_size=5000)
-
-    are_thinned = (shallow <= usual).all(1)
-    assert are_thinned.mean() > 0.85  # the others would be empty, and are drawn again
-    assert shallow[are_thinned].sum() / usual.sum() == pytest.approx(0.25, rel=0.1)
-    assert "library_size 5000" in deep.uns["scgen_diffusion"]["outside_training"]
-
-
 @pytest.mark.parametrize(
     ("request_", "name"),
     [

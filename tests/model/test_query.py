@@ -150,19 +150,6 @@ def test_conditions_are_drawn_from_old_and_new_cells(scldm, make_cells, quick):
     assert counted.groupby("cell_type", observed=True)["n"].sum().to_dict() == both.value_counts().to_dict()
 
 
-def test_library_sizes_of_new_groups_are_those_of_the_new_cells(scldm, make_cells, quick):
-    cells = query_cells(make_cells, new=[NEW_TYPE])
-    cells.X[(cells.obs["cell_type"] == NEW_TYPE).to_numpy()] *= 50
-    model = tuned(cells, scldm, quick)
-
-    totals = model.generate(200, {"cell_type": [NEW_TYPE, "B cell"]}, seed=0).X.sum(1).A1
-    assert np.median(totals[:100]) > 20 * np.median(totals[100:])
-    kept, table = scldm.module.library_size, model.module.library_size
-    for name in ("quantiles", "predicted_quantiles", "means", "stds", "centres"):
-        old = getattr(kept, name)
-        assert torch.equal(getattr(table, name)[: len(old)], old)
-
-
 @pytest.mark.parametrize("by", [4, 64])
 @pytest.mark.parametrize("keys", [[], ["cell_type", "dose"]], ids=len)
 def test_groups_of_new_cells_take_their_library_sizes_if_the_network_does(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import numpy as np
@@ -10,8 +9,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from builders import Canary, same_cells
-from lightning.pytorch.callbacks import Callback
+from builders import At, Canary, same_cells
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
@@ -175,17 +173,6 @@ def test_the_published_architecture_builds_and_trains(make_cells, quick):
     assert model.generate(2, seed=0, sampler="euler", n_steps=2).n_obs == 2
 
 
-class InterruptAt(Callback):
-    """Press Ctrl-C in a stage, at the second step of an epoch."""
-
-    def __init__(self, stage, epoch):
-        self.stage, self.epoch = stage, epoch
-
-    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
-        if (plan.name, trainer.current_epoch, batch_idx) == (self.stage, self.epoch, 1):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_combinations_without_cells_get_effects(make_cells, make_model, quick):
     cells = make_cells()
     cells.obs.iloc[0, cells.obs.columns.get_loc("dose")] = 100  # the only rare cell
@@ -206,7 +193,7 @@ def test_combinations_without_cells_get_effects(make_cells, make_model, quick):
 def test_a_model_that_was_interrupted_in_its_last_stage_generates(make_model, quick, tmp_path, cls, max_epochs, stage):
     model = make_model(cls=cls)
 
-    model.train(max_epochs, callbacks=[InterruptAt(stage, 1)], **quick)
+    model.train(max_epochs, callbacks=[At(stage, 4, signal.SIGINT)], **quick)
 
     assert 1 <= len(model.history[f"{stage}_loss_train"]) <= 2
     cells = model.generate(5, seed=0, counts=True)

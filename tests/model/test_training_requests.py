@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import warnings
 from pathlib import Path
@@ -12,8 +11,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
-from builders import TYPES
-from lightning.pytorch.callbacks import Callback
+from builders import TYPES, At
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM, SCRDIT, _training_pairs
@@ -198,13 +196,8 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_one_at_the_end(run_ap
 
 
 def test_a_stopped_run_is_printed_and_saved(make_model, quick, tmp_path):
-    class Stop(Callback):
-        def on_train_epoch_start(self, trainer, plan):
-            if (plan.name, trainer.current_epoch) == ("prior", 1):
-                os.kill(os.getpid(), signal.SIGINT)
-
     model = make_model()
-    model.train(3, **quick, callbacks=[Stop()])
+    model.train(3, **quick, callbacks=[At("prior", 4, signal.SIGINT)])
     model.save(tmp_path / "model")
     for printed in (str(model), str(SCLDM.load(tmp_path / "model"))):
         assert "prior (stopped)" in printed
@@ -279,14 +272,13 @@ def test_a_later_stage_that_is_refused_leaves_the_model_as_the_stage_before_made
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
 def test_after_an_error_in_the_first_stage_a_trained_model_is_as_before(make_trained, either_class, quick, error):
-    class Fail(Callback):
-        def on_train_batch_end(self, *_):
-            raise error
+    def fail(plan):
+        raise error
 
     model = make_trained(cls=either_class)
     before, shown = cells_of(model), str(model)
     with pytest.raises((type(error), SystemExit)):
-        model.train(2, callbacks=[Fail()], **quick)
+        model.train(2, callbacks=[At(either_class._stages[0], 1, fail)], **quick)
     assert str(model) == shown
     assert np.array_equal(cells_of(model), before)
 

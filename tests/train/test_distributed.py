@@ -8,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from builders import seeded
-from lightning.pytorch.callbacks import Callback
+from builders import At, seeded
+from lightning.pytorch.callbacks import LambdaCallback
 
 from scgen_diffusion.model import SCRDIT
 
@@ -67,21 +67,13 @@ def test_two_processes_train_all_stages_of_scldm(train_scldm, run_together):
 def test_two_processes_train_a_gene_space_model_on_a_share_of_the_cells_each(
     make_model, make_cells, run_together, gene_space_class
 ):
-    class Count(Callback):
-        """Note the cells of this process's batches."""
-
-        def __init__(self):
-            self.seen = []
-
-        def on_train_batch_start(self, trainer, plan, batch, *_):
-            self.seen.append(batch["X"].numpy().tolist())
-
     def work(rank):
         torch.manual_seed(rank)
-        count = Count()
+        seen = []
+        note = LambdaCallback(on_train_batch_start=lambda trainer, plan, batch, _: seen.append(batch["X"].tolist()))
         model = make_model(make_cells(n_cells=97), cls=gene_space_class)
-        model.train(1, batch_size=16, callbacks=[count], **TOGETHER)
-        return *described(model), count.seen
+        model.train(1, batch_size=16, callbacks=[note], **TOGETHER)
+        return *described(model), seen
 
     first, second = run_together(work)
 
@@ -102,21 +94,10 @@ def test_early_stopping_stops_all_processes_after_the_same_epoch(train_scldm, ru
     assert_same(first, second)
 
 
-class At(Callback):
-    """Do something after a step of a stage."""
-
-    def __init__(self, stage, step, work):
-        self.stage, self.step, self.work = stage, step, work
-
-    def on_train_batch_end(self, trainer, plan, *_):
-        if (plan.name, trainer.global_step) == (self.stage, self.step):
-            self.work(trainer)
-
-
 def test_a_killed_process_ends_the_other_and_the_same_call_resumes(train_scldm, run_together, tmp_path):
     epochs = {"autoencoder": 2, "prior": 3, "perturbation_flow": 1}
     options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0}
-    die = At("prior", 8, lambda trainer: os.kill(os.getpid(), signal.SIGKILL))  # in the second epoch
+    die = At("prior", 8, signal.SIGKILL)  # in the second epoch
 
     def work(rank):
         train_scldm(epochs, callbacks=[die] if rank else [], **options)
@@ -129,18 +110,16 @@ def test_a_killed_process_ends_the_other_and_the_same_call_resumes(train_scldm, 
     assert len(first[0]["prior_loss_train"]) == 3
 
 
-class Terminate(Callback):
-    """Send SIGTERM to this process in an epoch, where the other processes wait for its gradients or losses."""
-
-    def __init__(self, hook, epoch):
-        setattr(self, hook, lambda trainer, *_: trainer.current_epoch == epoch and os.kill(os.getpid(), signal.SIGTERM))
-
-
 @pytest.mark.parametrize("hook", ["on_before_backward", "on_validation_batch_end"])
 @pytest.mark.parametrize("ranks", [[0], [1], [0, 1]], ids=["the first", "the second", "both"])
 def test_sigterm_to_any_process_ends_all_after_the_same_step(make_model, run_together, tmp_path, ranks, hook):
     options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0, "batch_size": 32, **TOGETHER}
-    callbacks = [Terminate(hook, epoch=1)]
+
+    def terminate(trainer, *_):  # in an epoch, where the other processes wait for its gradients or losses
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    callbacks = [LambdaCallback(**{hook: terminate})]
 
     def work(rank):
         make_model(cls=SCRDIT).train(2, callbacks=callbacks if rank in ranks else [], **options)

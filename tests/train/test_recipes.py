@@ -113,7 +113,6 @@ def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_wei
         ("published", "auto", (9, 0), "bf16-mixed"),
         ("published", "cpu", (9, 0), "32-true"),
         ("published", "gpu", (7, 5), "32-true"),  # emulates bfloat16, slowly
-        ("published", "gpu", None, "32-true"),
         ("default", "gpu", (9, 0), "32-true"),
     ],
 )

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import seeded
-from lightning.pytorch.callbacks import Callback
+from builders import At, seeded
 
 from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.train import _cells as cells_module
@@ -27,20 +26,6 @@ MIDDLE = 5  # a step of the second epoch
 EVERY_EPOCH = {"checkpoint_minutes": 0.0}
 ONE_EPOCH = dict.fromkeys(STAGES, 1)
 OPTIONS = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
-
-
-class At(Callback):
-    """Do something, or send a signal to this process, at a step of a stage."""
-
-    def __init__(self, stage, step, work):
-        self.stage, self.step, self.work = stage, step, work
-
-    def on_train_batch_end(self, trainer, plan, *_):
-        if (plan.name, trainer.global_step) == (self.stage, self.step):
-            if callable(self.work):
-                self.work(plan)
-            else:
-                os.kill(os.getpid(), self.work)
 
 
 def signal_at(number, stage, step):
@@ -217,18 +202,6 @@ def test_another_split_recipe_or_length_is_refused(train, whole, finished, optio
     assert_same_model(whole[0], train(finished))  # the same call changes nothing
     with pytest.raises(ValueError, match=named):
         train(finished, **options)
-
-
-@pytest.mark.parametrize("option", OF_STEPS)
-def test_a_stage_of_other_steps_is_refused_also_if_it_is_finished(train, tmp_path, option):
-    options = {option: OF_STEPS[option]}
-    losses = train(tmp_path, **options).history_["autoencoder_loss_train"]["autoencoder_loss_train"]
-
-    with pytest.raises(ValueError, match=option):
-        train(tmp_path)
-    assert train(tmp_path, **options).is_trained_
-    assert losses.index.tolist() == [0, 1]
-    assert losses[0] != losses[1]  # also if the second epoch ends early
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 
 import pytest
 import torch
-from builders import seeded
+from builders import At, seeded
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from scgen_diffusion.train import _plans as plans
@@ -63,17 +62,18 @@ def assert_same_weights(one, other):
         assert torch.equal(value, found), name
 
 
-class Press(Callback):
-    """Press Ctrl-C in a step, or end as if the process were killed."""
+def kill(plan):
+    msg = "killed"
+    raise RuntimeError(msg)
 
-    def __init__(self, step, error=None):
-        self.step, self.error = step, error
 
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            if self.error is not None:
-                raise self.error
-            os.kill(os.getpid(), signal.SIGINT)
+def end(plan):
+    """End training with Lightning's own flag."""
+    plan.trainer.should_stop = True
+
+
+def spoil(plan):
+    next(iter(plan.module.encoder.parameters())).data.fill_(math.nan)
 
 
 def test_without_a_gain_training_ends_and_returns_to_the_first_round(train_once):
@@ -134,7 +134,7 @@ def test_each_round_is_judged_after_its_last_epoch(train, monkeypatch, n_epochs,
 
 @pytest.mark.parametrize(("least_gain", "step"), [(ALWAYS, 7), (ALWAYS, 13), (NEVER, 11)])
 def test_an_interrupted_run_resumes_to_identical_weights(train, train_once, tmp_path, least_gain, step):
-    killed = {"callbacks": [Press(step, RuntimeError("killed"))], "checkpoint_minutes": 0.0}
+    killed = {"callbacks": [At("autoencoder", step, kill)], "checkpoint_minutes": 0.0}
     with pytest.raises(RuntimeError, match="killed"):
         train(least_gain, checkpoint_dir=tmp_path, **killed)
 
@@ -145,40 +145,13 @@ def test_an_interrupted_run_resumes_to_identical_weights(train, train_once, tmp_
     assert losses(resumed).tolist() == losses(whole).tolist()
 
 
-@pytest.mark.parametrize(
-    ("option", "found"), [("validation_size", 0.05), ("check_val_every_n_epoch", 2), ("max_epochs", 4)]
-)
-def test_a_run_is_not_resumed_with_other_judges_or_rounds_of_another_length(train, tmp_path, option, found):
-    options = {"checkpoint_dir": tmp_path, "recipe": {"max_rounds": 2}, "train_size": 0.7}
-    with pytest.raises(RuntimeError, match="killed"):
-        train(callbacks=[Press(7, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
-
-    with pytest.raises(ValueError, match="autoencoder"):
-        train(**options, **{option: found})
-
-
-class Spoil(Callback):
-    """Make a weight NaN before a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, plan, *_):
-        if trainer.global_step == self.step:
-            next(iter(plan.module.encoder.parameters())).data.fill_(math.nan)
-
-
-class End(Press):
-    """End training in a step, with Lightning's own flag."""
-
-    def on_train_batch_end(self, trainer, *_):
-        trainer.should_stop |= trainer.global_step == self.step
-
-
 def test_whatever_ends_a_later_round_the_weights_are_those_of_the_best_one(train, train_once, tmp_path):
-    stopped, ended = train(callbacks=[Press(8)]), train(callbacks=[End(8)], checkpoint_dir=tmp_path)
+    stopped, ended = (
+        train(callbacks=[At("autoencoder", 8, work)], checkpoint_dir=folder)
+        for work, folder in ((signal.SIGINT, None), (end, tmp_path))
+    )
     with pytest.warns(UserWarning, match="nan in epoch 2 of 2 of round 2"):
-        spoilt = train(callbacks=[Spoil(9)])
+        spoilt = train(callbacks=[At("autoencoder", 10, spoil)])
 
     assert stopped.cut_short_ == {"autoencoder": "stopped"}
     assert spoilt.trained_stages_ == ["autoencoder"]
@@ -223,6 +196,6 @@ def test_more_training_that_diverges_leaves_the_weights_from_before(train):
     before = encoder_of(model)
 
     with pytest.raises(FloatingPointError, match="nan in epoch 1 of 2"):
-        train_on(model, callbacks=[Spoil(5)])
+        train_on(model, callbacks=[At("autoencoder", 5, spoil)])
 
     assert all(map(torch.equal, encoder_of(model), before))
