@@ -828,7 +828,7 @@ class DiffusionModel(BaseModelClass):
         ----------
         path
             Path of the file: ``.zarr`` (version 3, sharded) or ``.h5ad``. Finished shards wait in a hidden folder
-            beside it, and need as much space as the file.
+            beside it, uncompressed.
         n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
             See :meth:`generate`. Without a seed, a resumed call keeps its first seed. A call whose ``sampler`` is a
             function or an object of one's own cannot be resumed.
@@ -838,8 +838,8 @@ class DiffusionModel(BaseModelClass):
             Cells per shard, rounded up to whole blocks. Larger shards need more memory, and an interruption loses more.
             Default: 34 million values including zeros, at most 65 536 cells.
         overwrite
-            Whether to replace a file that this method wrote for another request, once the new one is finished, and
-            unfinished shards of another request. Other files at the path are never replaced.
+            Whether to replace a file that this method wrote for another request, once the new one is finished. Other
+            files at the path are never replaced.
         accelerator, devices, strategy, num_nodes
             Passed to Lightning, as in :meth:`train`: each process makes its share of the shards, and the first one
             joins all. Default: the device of the model.
@@ -854,7 +854,7 @@ class DiffusionModel(BaseModelClass):
         FileExistsError
             If the path holds a file of other cells.
         ValueError
-            If there are unfinished shards of another request, and as in :meth:`generate`.
+            As in :meth:`generate`.
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
@@ -1042,7 +1042,7 @@ class DiffusionModel(BaseModelClass):
         FileExistsError
             If the path holds a file of other cells.
         ValueError
-            If there are unfinished shards of another request, and as in :meth:`predict_perturbation`.
+            As in :meth:`predict_perturbation`.
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """

@@ -1,14 +1,14 @@
 """``generate_to`` and ``predict_perturbation_to``: cells streamed to a file, on any number of devices, with resumption.
 
-A hidden folder beside the goal holds the request and the finished parts. Lightning starts the processes, each makes its
-own parts, and the first process joins all. Everything gets its name once it is complete, so a process may be killed at
-any time: the same call makes only the parts that are missing.
+A hidden folder beside the goal, named by the request, holds its seed and the finished parts. Lightning starts the
+processes, each makes its own parts, and the first process joins all. Everything gets its name once it is complete, so a
+process may be killed at any time: the same call makes only the parts that are missing.
 """
 
 from __future__ import annotations
 
 import errno
-import json
+import glob
 import os
 import shutil
 import signal
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import handle_sigterm_by, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, remove, remove_leftovers, write_atomically
-from scgen_diffusion.data import join_parts, part_of, read_record
+from scgen_diffusion.data import digest_of, join_parts, part_of, read_record
 from scgen_diffusion.train import RunOptions, quiet
 
 if TYPE_CHECKING:
@@ -42,16 +42,12 @@ if TYPE_CHECKING:
 SUFFIXES = (".zarr", ".h5ad")
 VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
 CELLS_PER_PART = 2**16  # limit for few genes
-REQUEST = "request.json"
+SEED = "seed"
+N_DIGITS = 16  # of the names of folders
 EXIT_CODE_OF_SIGTERM = 143
 explain_failed_part = partial(
     explain_failed_write, kept="Finished parts are kept. ", again=" and run the same call again to resume"
 )
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Name what differs between the identities of two requests; "" if nothing does."""
-    return ", ".join(f"`{name}`" for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name))
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Stream:
     rows
         Rows of each part.
     overwrite
-        Whether to replace a file, or parts, of another request.
+        Whether to replace a file of another request.
     """
 
     goal: Path
@@ -77,8 +73,9 @@ class Stream:
 
     @property
     def folder(self) -> Path:
-        """Folder of the request and the finished parts."""
-        return self.goal.with_name(f".{self.goal.name}.parts")
+        """Hidden folder of the finished parts and the seed; each request has its own."""
+        digest = digest_of(sorted(self.identity.items()), len(self.rows[0]))
+        return self.goal.with_name(f".{self.goal.name}.{digest[:N_DIGITS]}.parts")
 
     def path(self, number: int) -> Path:
         """Return the path of a part."""
@@ -98,44 +95,19 @@ class Stream:
         if record is None:
             msg = f"{self.goal} was not written by `generate_to`; such a file is never replaced. Choose another path."
             raise FileExistsError(msg)
-        differing = differences(record, self.identity)
+        differing = [f"`{name}`" for name in {**record, **self.identity} if record.get(name) != self.identity.get(name)]
         if differing and not self.overwrite:
-            msg = f"{self.goal} already exists. What differs: {differing}. To replace, set overwrite=True."
+            msg = f"{self.goal} already exists. What differs: {', '.join(differing)}. To replace, set overwrite=True."
             raise FileExistsError(msg)
         return not differing
 
-    def begun(self) -> dict[str, Any] | None:
-        """Return the request of the finished parts with its seed, if there are any."""
-        path = self.folder / REQUEST
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def differs_from(self, begun: Mapping[str, Any]) -> str:
-        """Name what differs between this request, with the size of its parts, and one that was begun."""
-        return differences(begun["identity"], {**self.identity, "shard_size": len(self.rows[0])})
-
     def begin(self, seed: int) -> int:
-        """Make the folder of parts unless it is there; return the seed of its request.
-
-        Raises
-        ------
-        ValueError
-            If it has parts of another request and ``overwrite`` is False.
-        """
-        if (begun := self.begun()) is not None:
-            differing = self.differs_from(begun)
-            if not differing:
-                return begun["seed"]
-            if not self.overwrite:
-                msg = (
-                    f"{self.goal} was begun with other arguments. What differs: {differing}. Use the former ones to "
-                    f"resume, or remove {self.folder} or set overwrite=True to start again."
-                )
-                raise ValueError(msg)
-        identity = {**self.identity, "shard_size": len(self.rows[0])}
-        with write_atomically(self.folder) as beside:
-            beside.mkdir()
-            (beside / REQUEST).write_text(json.dumps({"identity": identity, "seed": seed}, indent=1))
-        return seed
+        """Make the folder of parts unless it is there; return the seed of its request."""
+        if not self.folder.exists():
+            with write_atomically(self.folder) as beside:
+                beside.mkdir()
+                (beside / SEED).write_text(str(seed))
+        return int((self.folder / SEED).read_text())
 
     def write(self, number: int, cells: AnnData) -> None:
         """Write a part."""
@@ -155,10 +127,10 @@ class Stream:
             return join_parts(parts, beside, self.identity, merge)
 
     def clean(self) -> None:
-        """Remove the parts of this request, and what killed processes left."""
+        """Remove the parts of all requests for this file, and what killed processes left."""
         remove_leftovers(self.goal)
-        if (begun := self.begun()) is not None and not self.differs_from(begun):
-            remove(self.folder)
+        for parts in self.goal.parent.glob(f".{glob.escape(self.goal.name)}.{'?' * N_DIGITS}.parts"):
+            remove(parts)
 
 
 class PartMaker(pl.LightningModule):
@@ -187,16 +159,17 @@ class PartMaker(pl.LightningModule):
         return range(self.trainer.global_rank, max(len(self.stream.rows), n_processes), n_processes)
 
     def on_predict_start(self) -> None:
-        """Take the seed and the names of cells from the first process."""
-        is_first, rows = self.trainer.is_global_zero, self.stream.rows
-        begun = self.trainer.strategy.broadcast((self.job.request.seed, self.job.identity))
+        """Take the folder of parts, the seed and the names of cells from the first process."""
+        is_first, job = self.trainer.is_global_zero, self.job
+        self.stream, *begun = self.trainer.strategy.broadcast((self.stream, job.request.seed, job.identity))
+        rows = self.stream.rows
         if not is_first:
-            self.job.resume(*begun)
+            job.resume(*begun)
             with warnings.catch_warnings(action="ignore"):  # the first process warns
-                self.job.judge()
+                job.judge()
         own = [number for number in self.predict_dataloader() if number < len(rows)]
         n_done = sum(len(rows[number]) for number in own if self.stream.path(number).exists())
-        bar = {"desc": self.job.task, "unit": "cell", "disable": not (self.show_progress and is_first)}
+        bar = {"desc": job.task, "unit": "cell", "disable": not (self.show_progress and is_first)}
         self.bar = tqdm(total=sum(len(rows[number]) for number in own), initial=n_done, **bar)
 
     def predict_step(self, number: int) -> int:
