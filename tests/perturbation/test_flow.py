@@ -94,10 +94,8 @@ def test_flows_count_as_far_as_they_agree(deviation, share):
 
 
 def test_cells_that_are_perturbed_already_or_change_in_other_keys_are_unfit():
-    own, new = (
-        torch.tensor([[1, 0], [1, 0], [1, 1], [1, 0], [1, 1]]),
-        torch.tensor([[1, 2], [1, 0], [1, 2], [2, 2], [2, 1]]),
-    )
+    own = torch.tensor([[1, 0], [1, 0], [1, 1], [1, 0], [1, 1]])
+    new = torch.tensor([[1, 2], [1, 0], [1, 2], [2, 2], [2, 1]])
 
     perturbed, would_change = make_perturbation_flow().unfit(own, new)
 
