@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scgen_diffusion.nn import AttentionPooling, FactorPooling, GeneFactorDecoder, GeneQueryDecoder, SetEncoder, _sets
+from scgen_diffusion.module import SCLDMArchitecture
+from scgen_diffusion.module._autoencoder import Encoder
+from scgen_diffusion.nn import AttentionPooling, GeneFactorDecoder, GeneQueryDecoder, _sets
 from scgen_diffusion.nn._sets import GeneSet, expressed_genes
 
 N_CELLS, N_GENES, N_TOKENS, WIDTH, LATENT_WIDTH, N_OUTPUTS = 4, 12, 3, 8, 4, 2
@@ -27,11 +29,11 @@ def build_pooling(**options):
 
 def build_encoder(kind, **options):
     torch.manual_seed(0)
-    attention = AttentionPooling(N_GENES, N_TOKENS, **SIZES) if kind != "factors" else None
-    factors = FactorPooling(N_GENES, 6) if kind != "attention" else None
-    if factors:
-        factors.profile_mean.normal_()
-    return stir(SetEncoder(N_TOKENS, 5, attention=attention, factors=factors, **options))
+    sizes = {"n_latent_tokens": N_TOKENS, "n_latent": LATENT_WIDTH, "pooling_width": 6, **SIZES}
+    encoder = Encoder(N_GENES, SCLDMArchitecture(pooling=kind, **sizes, **options))
+    if kind != "attention":
+        encoder.network.factors.profile_mean.normal_()
+    return stir(encoder)
 
 
 def build_decoder(kind):
@@ -53,7 +55,7 @@ def draw_values(*, n_expressed=5):
 
 def encode(encoder, values):
     counts = values.expm1()
-    return encoder(values, (1e4 * counts / counts.sum(1, keepdim=True).clamp(min=1)).log1p())
+    return encoder.encode(values, (1e4 * counts / counts.sum(1, keepdim=True).clamp(min=1)).log1p())
 
 
 def draw_latents():
@@ -139,12 +141,13 @@ def test_encoding_depends_on_the_genes_and_not_on_their_order(kind):
     expected = encode(encoder, values)
     assert not torch.allclose(encode(encoder, values[:, order]), expected, atol=0.01)
     with torch.no_grad():  # gene order[g] becomes gene g, in the data and in the parameters
-        if encoder.attention is not None:
-            genes = encoder.attention.embed_gene.weight
+        if "attention" in encoder.network:
+            genes = encoder.network.attention.embed_gene.weight
             genes[1:] = genes[1:][order]
-        if encoder.factors is not None:
-            encoder.factors.weight.weight.copy_(encoder.factors.weight.weight[:, order])
-            encoder.factors.profile_mean.copy_(encoder.factors.profile_mean[order])
+        if "factors" in encoder.network:
+            factors = encoder.network.factors
+            factors.weight.weight.copy_(factors.weight.weight[:, order])
+            factors.profile_mean.copy_(factors.profile_mean[order])
     close(encode(encoder, values[:, order]), expected)
 
 
@@ -158,14 +161,15 @@ def test_both_poolings_are_added_up_and_padding_changes_nothing():
     encoder, values = build_encoder("both", padded_length=N_GENES), draw_values()
     both = encode(encoder, values)
     encoder.padded_length = None
-    factors, encoder.factors = encoder.factors, None
+    factors = encoder.network.pop("factors")
     by_attention = encode(encoder, values)
-    encoder.attention, encoder.factors = None, factors
+    encoder.network.pop("attention")
+    encoder.network["factors"] = factors
     close(both, by_attention + encode(encoder, values))
 
 
 def test_factors_see_profiles_from_their_mean():
-    pooling, profile = build_encoder("factors").factors, draw_values()
+    pooling, profile = build_encoder("factors").network.factors, draw_values()
     expected = pooling(profile)
     pooling.profile_mean += 1
     close(pooling(profile + 1), expected)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.module import _negative_binomial as likelihoods
-from scgen_diffusion.nn import SetEncoder
+from scgen_diffusion.module._autoencoder import Encoder
 from scgen_diffusion.train import _plans as plans
 from scgen_diffusion.train import _step_graph as graphs
 
@@ -76,7 +76,7 @@ def emulation(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(plans, "REPLAYED_ON", ("cpu",))
     monkeypatch.setattr(likelihoods.Entries, "of_nonzero", likelihoods.Entries.of_all)
-    monkeypatch.setattr(SetEncoder, "_attend", lambda self, values: self.attention.pool_panel(values))
+    monkeypatch.setattr(Encoder, "_attend", lambda self, values: self.network.attention.pool_panel(values))
     monkeypatch.setattr(Emulated, "made", [])
 
 

@@ -13,7 +13,7 @@ from scgen_diffusion.nn import (
     FactorPooling,
     GeneFactorDecoder,
     GeneQueryDecoder,
-    SetEncoder,
+    expressed_genes,
 )
 
 from ._likelihoods import GaussianLikelihood, NegativeBinomialLikelihood
@@ -41,7 +41,7 @@ class Posterior(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Maps a cell's expression to its :class:`Posterior`.
+    """Maps a cell's expression to its :class:`Posterior`, by attention pooling, factor pooling, or the sum of both.
 
     Parameters
     ----------
@@ -56,30 +56,53 @@ class Encoder(nn.Module):
         a = architecture
         self.is_variational = a.latent == "variational"
         self.norm = nn.LayerNorm(a.n_latent, eps=LAYER_NORM_EPS, elementwise_affine=False)
-        attention, factors = None, None
-        if a.pooling != "factors":
-            attention = AttentionPooling(
-                n_genes,
-                a.n_latent_tokens,
-                value_after_norm=a.value_after_norm,
-                mask_padding=a.mask_padding,
-                **_transformer_sizes(a),
-            )
-        if a.pooling != "attention":
-            factors = FactorPooling(n_genes, a.pooling_width)
         n_outputs = 2 * a.n_latent if self.is_variational else a.n_latent
-        self.network = SetEncoder(
-            a.n_latent_tokens, n_outputs, attention=attention, factors=factors, padded_length=a.padded_length
-        )
+        self.shape, self.padded_length = (a.n_latent_tokens, n_outputs), a.padded_length
+        self.network = nn.ModuleDict()
+        if a.pooling != "factors":
+            how = {"value_after_norm": a.value_after_norm, "mask_padding": a.mask_padding}
+            self.network["attention"] = AttentionPooling(n_genes, a.n_latent_tokens, **how, **_transformer_sizes(a))
+        if a.pooling != "attention":
+            self.network["factors"] = FactorPooling(n_genes, a.pooling_width)
+        if a.pooling != "factors":
+            self.network["read_attention"] = nn.Linear(a.width, n_outputs, bias=False)
+        if a.pooling != "attention":
+            self.network["read_factors"] = nn.Linear(a.pooling_width, a.n_latent_tokens * n_outputs)
 
     def forward(self, values: Tensor, profile: Tensor) -> Posterior:
-        """Encode per-gene values and normalised profiles, both ``(cells, genes)``."""
-        encoded = self.network(values, profile)
+        """Encode cells.
+
+        Parameters
+        ----------
+        values
+            Value of each gene for the attention, 0 if it is not expressed, ``(cells, genes)``.
+        profile
+            Normalised expression for the factors, ``(cells, genes)``.
+        """
+        encoded = self.encode(values, profile)
         if not self.is_variational:
             mean = self.norm(encoded)
             return Posterior(mean, torch.zeros_like(mean))
         mean, log_variance = encoded.chunk(2, dim=-1)
         return Posterior(mean, (log_variance.clamp(-12, 5) / 2).exp())
+
+    def encode(self, values: Tensor, profile: Tensor) -> Tensor:
+        """Return what the posterior follows from, ``(cells, tokens, numbers)``; arguments as in :meth:`forward`."""
+        encoded = torch.zeros(len(values), *self.shape, device=values.device)
+        if "attention" in self.network:
+            encoded = encoded + self.network.read_attention(self._attend(values))
+        if "factors" in self.network:
+            pooled = self.network.factors(profile)
+            encoded = encoded + self.network.read_factors(pooled).view(-1, *self.shape)
+        return encoded
+
+    def _attend(self, values: Tensor) -> Tensor:
+        """Pool by attention: over the expressed genes on a CPU, over all genes, with fixed shapes, elsewhere."""
+        pool = self.network.attention
+        is_eager_on_cpu = values.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_eager_on_cpu or not pool.mask_padding:
+            return pool(expressed_genes(values, length=self.padded_length))
+        return pool.pool_panel(values)
 
 
 class Decoder(nn.Module):
@@ -127,16 +150,14 @@ def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeB
 
 def share_gene_embedding(encoder: Encoder, decoder: Decoder) -> None:
     """Share the gene embedding between attention pooling and gene queries, if both exist."""
-    attention, queries = encoder.network.attention, decoder.gene_queries
-    if attention is not None and queries is not None:
-        queries.embed_gene = attention.embed_gene
+    if "attention" in encoder.network and decoder.gene_queries is not None:
+        decoder.gene_queries.embed_gene = encoder.network.attention.embed_gene
 
 
 def gene_loadings(encoder: Encoder, decoder: Decoder) -> list[Tensor]:
     """List the weight matrices with one row or column per gene."""
-    pooling, factors = encoder.network.factors, decoder.factors
-    loadings = [] if pooling is None else [pooling.weight.weight]
-    return loadings if factors is None else [*loadings, factors.loadings.weight]
+    loadings = [encoder.network.factors.weight.weight] if "factors" in encoder.network else []
+    return loadings if decoder.factors is None else [*loadings, decoder.factors.loadings.weight]
 
 
 def initialise_decoder(
@@ -148,9 +169,9 @@ def initialise_decoder(
     initial_log_theta: float,
 ) -> None:
     """Initialise the decoder's outputs at ``start``, and centre the factor pooling at a mean profile ``(genes,)``."""
-    pooling, factors = encoder.network.factors, decoder.factors
-    if pooling is not None:
-        pooling.profile_mean.copy_(pooled_profile)
+    factors = decoder.factors
+    if "factors" in encoder.network:
+        encoder.network.factors.profile_mean.copy_(pooled_profile)
     if (outliers := getattr(likelihood, "outliers", None)) is not None:
         outliers.log_share.copy_(start)
     if factors is not None:

@@ -33,7 +33,7 @@ from ._sets import (
     FactorPooling,
     GeneFactorDecoder,
     GeneQueryDecoder,
-    SetEncoder,
+    expressed_genes,
 )
 from ._unet import GeneUNet
 from ._white_box import SparseCoding, SubspaceAttention, coding_rate, sparsity, subspace_coding_rate
@@ -62,7 +62,6 @@ __all__ = [
     "ModulatedBlock",
     "Number",
     "SelfAttention",
-    "SetEncoder",
     "SparseCoding",
     "SubspaceAttention",
     "SwiGLU",
@@ -70,6 +69,7 @@ __all__ = [
     "classes_are_given",
     "coding_rate",
     "encodings_of",
+    "expressed_genes",
     "extended_state",
     "keys_of_columns",
     "log_profile",
