@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REMEDIES = {
-    **dict.fromkeys(FULL, "Make room"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Allow writing there"),
-    errno.EIO: "Check the disk",
-}
+NOT_WRITABLE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 LEFTOVER = "????????.part"  # end of the names of temporary folders, as `mkdtemp` makes them
 NO_MEMORY = r"alloc|out of memory|not enough memory"  # PyTorch and HDF5 say so in errors without a type of their own
 NO_FILTER = r"filter .* is not registered|can't open directory .*plugin"  # HDF5 looks for filters there
@@ -34,44 +30,20 @@ class FailedWriteError(OSError):
 
 
 @contextmanager
-def explain_failed_write(
-    doing: str, folder: Path, *, kept: str = "", again: str = "", n_bytes: float | None = None
-) -> Iterator[None]:
-    """Raise :class:`FailedWriteError` if the body cannot write.
-
-    Parameters
-    ----------
-    doing
-        What the body does.
-    folder
-        Where it does so.
-    kept
-        A sentence on what is left of the work.
-    again
-        What to do once writing works, continuing a sentence.
-    n_bytes
-        How much there is to write.
-    """
+def explain_failed_write(doing: str, folder: Path, advice: str = "") -> Iterator[None]:
+    """Raise :class:`FailedWriteError` if the body cannot write, with what it does, where, and some advice."""
     try:
         yield
     except FailedWriteError:
         raise
     except (OSError, RuntimeError) as error:
         cause: BaseException | None = error
-        while cause and getattr(cause, "errno", None) not in REMEDIES:  # torch hides the OSError behind its own error
+        while cause and getattr(cause, "errno", None) not in NOT_WRITABLE:  # torch hides the OSError behind its own
             cause = cause.__context__
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
-        space = ""
-        if cause.errno in FULL:
-            there = next(found for found in (folder, *folder.absolute().parents) if found.exists())
-            needed = "" if n_bytes is None else f"About {n_bytes / 1e9:.2g} GB are needed, "
-            space = f"{needed}{shutil.disk_usage(there).free / 1e9:.2g} GB are free. "
-        msg = (
-            f"{doing} in {folder} failed: {os.strerror(cause.errno)}. {space}{kept}{REMEDIES[cause.errno]}{again}, "
-            "or choose another folder."
-        )
-        raise FailedWriteError(cause.errno, msg) from error
+        msg = f"{doing} in {folder} failed: {os.strerror(cause.errno)}. Make room or choose another folder. {advice}"
+        raise FailedWriteError(cause.errno, msg.rstrip()) from error
 
 
 @contextmanager

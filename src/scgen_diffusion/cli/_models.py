@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,25 +271,13 @@ def write(terminal: Terminal, model: Any, out: Path, call: str, asked: dict[str,
         terminal.result(out)
 
 
-@command("info", "Describe a model.", click.Argument(["model"]), flag("--json as_json", "Everything, as JSON."))
-def info(terminal: Terminal, model: str, *, as_json: bool = False) -> None:
-    """Show what a model is: class, genes, conditions and their values, architecture, training.
+@command("info", "Describe a model.", click.Argument(["model"]))
+def info(terminal: Terminal, model: str) -> None:
+    """Show what a model is: class, genes, conditions and their values, and training.
 
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
     """
     loaded = terminal.libraries().model.load(model, adata=False, accelerator="cpu")
-    if not as_json:
-        terminal.result(str(loaded))
-        for key in loaded.conditions.by_key:
-            terminal.result(f"  values of {key.name}: {list_first(key.labels, 20)}")
-        return
-    facts = {
-        "class": type(loaded).__name__,
-        "n_genes": len(loaded.var_),
-        "trained_stages": loaded.trained_stages_,
-        "conditions": {key.name: asdict(key) for key in loaded.conditions.by_key},
-        "architecture": asdict(loaded.architecture),
-        **loaded.recipes_,
-        "last losses": {name: float(table.iloc[-1, 0]) for name, table in (loaded.history_ or {}).items()},
-    }
-    terminal.result(json.dumps(facts, indent=2, default=str))
+    terminal.result(str(loaded))
+    for key in loaded.conditions.by_key:
+        terminal.result(f"  values of {key.name}: {list_first(key.labels, 20)}")

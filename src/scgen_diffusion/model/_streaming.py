@@ -46,7 +46,7 @@ SEED = "seed"
 N_DIGITS = 16  # of the names of folders
 EXIT_CODE_OF_SIGTERM = 143
 explain_failed_part = partial(
-    explain_failed_write, kept="Finished parts are kept. ", again=" and run the same call again to resume"
+    explain_failed_write, advice="Finished parts are kept; run the same call again to resume."
 )
 
 
@@ -111,16 +111,15 @@ class Stream:
 
     def write(self, number: int, cells: AnnData) -> None:
         """Write a part."""
-        content, path, n_parts = part_of(cells), self.path(number), len(self.rows)
-        what, n_bytes = f"Writing part {number + 1} of {n_parts}", len(content) * (n_parts - number)
-        with write_atomically(path) as beside, explain_failed_part(what, self.goal.parent, n_bytes=n_bytes):
+        content, what = part_of(cells), f"Writing part {number + 1} of {len(self.rows)}"
+        with write_atomically(self.path(number)) as beside, explain_failed_part(what, self.goal.parent):
             beside.write_bytes(content)
 
     def join(self, merge: Callable[..., Mapping[str, Any]]) -> ValueSummary:
         """Join all parts to the file; return a summary of its values."""
         parts = [self.path(number) for number in range(len(self.rows))]
         n_bytes = sum(part.stat().st_size for part in parts)  # at most, as the file is compressed
-        explained = explain_failed_part(f"Writing {self.goal.name}", self.goal.parent, n_bytes=n_bytes)
+        explained = explain_failed_part(f"Writing {self.goal.name}", self.goal.parent)
         with write_atomically(self.goal) as beside, explained:
             if shutil.disk_usage(self.goal.parent).free < n_bytes:  # HDF5 would crash
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -113,7 +113,7 @@ class LatentCache(Dataset):
 
 def make_file(path: Path, n_bytes: int) -> None:
     """Make a file; raise if the disk is too small, because a later write would kill the process."""
-    with explain_failed_write("Caching latents (environment variable TMPDIR)", path.parent, n_bytes=n_bytes):
+    with explain_failed_write("Caching latents (environment variable TMPDIR)", path.parent):
         with path.open("wb") as file:
             file.truncate(n_bytes)
             if hasattr(os, "posix_fallocate"):
