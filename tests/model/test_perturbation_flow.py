@@ -101,7 +101,7 @@ def test_it_is_the_default_where_it_fits_and_else_you_are_warned(perturbing):
 
     for given, changes, found, warning in (
         (cells, {}, "perturbation_flow", None),
-        (cells, {"cell_type": "NK"}, "inversion", rf"of {len(cells)} cells would change in other keys"),
+        (cells, {"cell_type": "NK"}, "inversion", rf"of {len(cells)} cells"),
         (mixed, {}, "inversion", rf"inversion.* 2 of {len(mixed)} cells.*{mixed.obs_names[-2]}"),
     ):
         with warnings.catch_warnings(record=True) as caught:
@@ -139,7 +139,7 @@ def test_stages_that_it_needs_must_be_trained(trained, make_model):
     ("request_", "name"),
     [
         ({"method": "teleport"}, "method"),
-        ({"method": "perturbation_flow", "adata_control": None}, "perturbed already"),
+        ({"method": "perturbation_flow", "adata_control": None}, "inversion"),
         ({"sampler": "heun", "n_steps": 0}, "n_steps"),
         ({"guidance_scale": 3.0}, "guidance"),
     ],

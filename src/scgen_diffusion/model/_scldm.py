@@ -420,9 +420,6 @@ class SCLDM(AutoencoderModel):
         if method == "perturbation_flow":
             msg = f"{unfit} Give only cells that fit, or choose method='inversion'."
             raise ValueError(msg)
-        if unfit and not self.is_trained_:
-            msg = f"{unfit} Give only cells that fit; for the others, a prediction needs the prior: train_prior()."
-            raise RuntimeError(msg)
         self._check_ready_to_generate()
         if not has_flow and method is None and self.conditions.are_unseen(cells.codes).any():
             unfit = "The model has no perturbation flow: call `train_perturbation_flow(control_values=...)`."
@@ -433,20 +430,13 @@ class SCLDM(AutoencoderModel):
     def _unfit_for_perturbation_flow(self, cells: ControlCells) -> str:
         """Say which of the cells the perturbation flow cannot predict, and why; empty if it can predict all."""
         flow: Any = self.module.perturbation_flow
-        perturbed, would_change = (
-            np.flatnonzero(found.cpu().numpy())
-            for found in flow.unfit(*(self.module.condition_tensor(codes) for codes in (cells.own, cells.codes)))
-        )
-        faults = [
-            f"{len(rows):,} of {len(cells.rows):,} cells {fault} (such as {cells.names[rows[0]]!r})"
-            for rows, fault in ((perturbed, "are perturbed already"), (would_change, "would change in other keys too"))
-            if len(rows)
-        ]
-        if not faults:
+        own, new = (self.module.condition_tensor(codes) for codes in (cells.own, cells.codes))
+        rows = np.flatnonzero(flow.unfit(own, new).cpu().numpy())
+        if not len(rows):
             return ""
         control = np.where(flow.perturbs.cpu().numpy(), flow.control.cpu().numpy(), OPEN)
         start = self.conditions.describe(self.conditions.exact(control))
         return (
-            f"The perturbation flow starts from unperturbed cells ({start}) and changes no other key, but "
-            f"{' and '.join(faults)}."
+            f"The perturbation flow starts from unperturbed cells ({start}) and changes no other key, which "
+            f"does not fit {len(rows):,} of {len(cells.rows):,} cells (such as {cells.names[rows[0]]!r})."
         )

@@ -119,14 +119,14 @@ class PerturbationFlow(nn.Module):
         self.error = ChangeError(n_groups, n_genes).to(self.control.device)
         return self.error
 
-    def unfit(self, own: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which cells are perturbed already, and which would change in other keys too, each ``(n,)``.
+    def unfit(self, own: Tensor, new: Tensor) -> Tensor:
+        """Return which cells are perturbed already, or would change in other keys too, ``(n,)``.
 
-        ``own`` and ``new`` are their conditions before and after, ``(n, columns)``. The flow moves neither.
+        ``own`` and ``new`` are their conditions before and after, ``(n, columns)``. The flow does not move them.
         """
         is_control = own.double().isclose(self.control.double()) | ~self.perturbs
         stays = (own == new) | self.perturbs
-        return ~is_control.all(1), ~stays.all(1)
+        return ~(is_control & stays).all(1)
 
     def perturbing(self, condition: Tensor) -> Tensor:
         """Return conditions ``(n, columns)`` without those that do not perturb."""
