@@ -1451,7 +1451,8 @@ class DiffusionModel(BaseModelClass):
         combinations have the library sizes of the new cells. New cells that ``trainable`` learns nothing of do not
         count.
 
-        SCLDM keeps the reference's flow: :meth:`predict_perturbation` predicts control cells of new types at once.
+        SCLDM keeps the reference's flow, unless it does not fit the new model: with ``trainable="all"``, and with more
+        known embeddings of perturbations. :meth:`predict_perturbation` predicts control cells of new types at once.
         :meth:`train` trains another one, on the new cells alone, only if they have a perturbation of a new class or
         member.
 
@@ -1497,12 +1498,6 @@ class DiffusionModel(BaseModelClass):
             class nor a folder.
         ValueError
             For other genes or another kind of values, and, with ``"new_conditions"``, if nothing is new in the cells.
-
-        Warns
-        -----
-        UserWarning
-            If the reference's perturbation flow (SCLDM) does not fit the new model: with ``"all"``, and with more known
-            embeddings of perturbations.
 
         Examples
         --------
@@ -1619,11 +1614,6 @@ class DiffusionModel(BaseModelClass):
         stages = {*reference.trained_stages_}
         if "perturbation_flow" in stages and not keeps_perturbation_flow:
             stages.remove("perturbation_flow")
-            warn_user(
-                "The new model leaves out the reference's flow, which does not fit a new autoencoder or more known "
-                "embeddings of perturbations. `train` trains another, on the control and perturbed cells among the "
-                "new ones alone."
-            )
         self.library_head_is_trained_ = reference.library_head_is_trained_
         # "stopped" would tell `train` that this model began the flow
         self.cut_short_ = {s: how for s, how in reference.cut_short_.items() if s != "perturbation_flow"}

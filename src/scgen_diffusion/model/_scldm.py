@@ -221,12 +221,8 @@ class SCLDM(AutoencoderModel):
         *,
         var_names: Sequence[str],
         categories: Mapping[str, Sequence[str]],
-        condition_strategy: Literal["joint", "mutually_exclusive"] = "joint",
-        n_heads: int = 8,
-        n_heads_cross: int = 4,
-        prior_n_heads: int = 8,
         ema: bool = False,
-        padded_length: int | None = None,
+        **architecture: Any,
     ) -> Self:
         """Build a model from weights of the published scLDM code. Nothing in the file is executed.
 
@@ -240,33 +236,20 @@ class SCLDM(AutoencoderModel):
             Genes in the order of the weights.
         categories
             Classes of each condition key, in the order of the weights.
-        condition_strategy
-            Strategy that the weights were trained with.
-        n_heads, n_heads_cross, prior_n_heads
-            Numbers of attention heads; they cannot be read from the weights.
         ema
             Whether to generate with the averaged weights; the file must have them.
-        padded_length
-            Number of gene tokens that the weights were trained with. In the published encoder padding takes part in the
-            attention, so latents depend on it. Default: the length of the longest cell of a batch.
+        **architecture
+            What cannot be read from the weights: ``condition_strategy`` (default ``"joint"``), the numbers of attention
+            heads ``n_heads`` (8), ``n_heads_cross`` (4) and ``prior_n_heads`` (8), and ``padded_length``, the number of
+            gene tokens in training. In the published encoder padding takes part in the attention, so latents depend on
+            it. Default: the length of the longest cell of a batch.
 
         Raises
         ------
         ValueError
             If the file is damaged or unsafe, or genes or categories do not fit the weights.
         """
-        return load_reference(
-            cls,
-            path,
-            var_names=var_names,
-            categories=categories,
-            condition_strategy=condition_strategy,
-            n_heads=n_heads,
-            n_heads_cross=n_heads_cross,
-            prior_n_heads=prior_n_heads,
-            ema=ema,
-            padded_length=padded_length,
-        )
+        return load_reference(cls, path, var_names=var_names, categories=categories, ema=ema, **architecture)
 
     def _train_autoencoder(self, run: StageRun) -> StagePlan:
         if "autoencoder" not in self.trained_stages_:
@@ -417,8 +400,8 @@ class SCLDM(AutoencoderModel):
         unfit = self._unfit_for_perturbation_flow(cells) if has_flow and method != "inversion" else ""
         if has_flow and method != "inversion" and not unfit:
             return "perturbation_flow"
-        if method == "perturbation_flow":
-            msg = f"{unfit} Give only cells that fit, or choose method='inversion'."
+        if unfit and (method == "perturbation_flow" or not self.is_trained_):
+            msg = f"{unfit} Give only cells that fit, or choose method='inversion', which needs train_prior()."
             raise ValueError(msg)
         self._check_ready_to_generate()
         if not has_flow and method is None and self.conditions.are_unseen(cells.codes).any():
