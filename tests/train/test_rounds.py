@@ -150,8 +150,7 @@ def test_whatever_ends_a_later_round_the_weights_are_those_of_the_best_one(train
         train(callbacks=[At("autoencoder", 8, work)], checkpoint_dir=folder)
         for work, folder in ((signal.SIGINT, None), (end, tmp_path))
     )
-    with pytest.warns(UserWarning, match="nan in epoch 2 of 2 of round 2"):
-        spoilt = train(callbacks=[At("autoencoder", 10, spoil)])
+    spoilt = train(callbacks=[At("autoencoder", 10, spoil)])
 
     assert stopped.cut_short_ == {"autoencoder": "stopped"}
     assert spoilt.trained_stages_ == ["autoencoder"]
@@ -195,7 +194,7 @@ def test_more_training_that_diverges_leaves_the_weights_from_before(train):
     model = train()
     before = encoder_of(model)
 
-    with pytest.raises(FloatingPointError, match="nan in epoch 1 of 2"):
+    with pytest.raises(FloatingPointError, match="epoch 1 of 2"):
         train_on(model, callbacks=[At("autoencoder", 5, spoil)])
 
     assert all(map(torch.equal, encoder_of(model), before))

@@ -144,7 +144,7 @@ def test_a_step_that_waits_for_the_gpu_is_not_replayed(train, monkeypatch, caplo
         original(self, compute_and_look, *args)
 
     monkeypatch.setattr(graphs.StepGraph, "__init__", waiting)
-    with caplog.at_level("INFO", logger=graphs.__name__):
+    with caplog.at_level("INFO", logger=plans.__name__):
         assert train(max_epochs=1).is_trained_
 
     assert "operation not permitted" in caplog.text
@@ -155,7 +155,7 @@ def test_a_replay_that_differs_is_not_used(train, monkeypatch, caplog):
     monkeypatch.setattr(Emulated, "replay", lambda self: None)  # losses and gradients of the recording stay
     monkeypatch.setattr(Emulated, "register_generator_state", lambda self, generator: generator.manual_seed(1))
 
-    with caplog.at_level("INFO", logger=graphs.__name__):
+    with caplog.at_level("INFO", logger=plans.__name__):
         replayed = state_of(train())
 
     assert "differs" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from dataclasses import asdict
@@ -13,7 +14,6 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS, settings
 
-from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.diffusion import Joint, MutuallyExclusive, optimal_pairs, sample_seed
 from scgen_diffusion.module import AverageUpdate, OutlierCounts
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from ._recipes import AutoencoderRecipe, DiffusionRecipe, PerturbationFlowRecipe, PriorRecipe, Recipe
 
+
+logger = logging.getLogger(__name__)
 
 REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
@@ -158,9 +160,11 @@ class StagePlan(pl.LightningModule):
         may_replay = self._may_replay
         if may_replay and not self._has_recorded:
             self._has_recorded = True
-            self._graph = StepGraph.record(compute, self.trained_parameters, batch, self.generator)
-            if self._graph is not None:
+            try:
+                self._graph = StepGraph(compute, self.trained_parameters, batch, self.generator)
                 self.generator = self._graph.generator
+            except Exception as error:  # noqa: BLE001  training goes on, and an error of the step itself comes again
+                logger.warning("Training is slower, because steps are not replayed as a CUDA graph: %s", error)
         self._is_replayed = may_replay and self._graph is not None and self._graph.fits(batch)
         return self._graph.replay(batch) if self._is_replayed else compute(batch, self.generator)
 
@@ -330,38 +334,30 @@ class StagePlan(pl.LightningModule):
         Raises
         ------
         FloatingPointError
-            If the loss of an epoch of the first round is NaN or infinite.
-
-        Warns
-        -----
-        UserWarning
-            If that of a later round is; training then ends with the weights of the best round.
+            If the loss of an epoch of the first round is NaN or infinite. After a later round, training ends with the
+            weights of the best one.
         """
         if self._sums["train"]:  # an option such as `max_steps` ended the epoch before its last batch
             self._log_means("train")
         losses = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        loss = losses.get(f"{self.name}_loss_train", 0.0)
-        if is_lost := not math.isfinite(loss):
+        is_lost = not math.isfinite(losses.get(f"{self.name}_loss_train", 0.0))
+        if is_lost and not self.best_round:
             where = self.describe_epoch(self.current_epoch)
-            if not self.best_round:
-                msg = f"The {self.name}'s loss is {loss} in {where}; {ADVICE_ON_DIVERGENCE}"
-                raise FloatingPointError(msg)
-            warn_user(f"The {self.name}'s loss is {loss} in {where}. Training ends with the best weights before.")
-            self.return_to_best_round()
-            self.trainer.should_stop = True
+            msg = f"The {self.name}'s loss is NaN or infinite in {where}; {ADVICE_ON_DIVERGENCE}"
+            raise FloatingPointError(msg)
         for name, value in losses.items():
             if self._has_validated or not name.endswith("_validation"):
                 self.losses.setdefault(name, {})[self.current_epoch] = value
         self._has_validated = False
         self.n_epochs_done = self.current_epoch + 1
-        if self.recipe.max_rounds > 1 and self.n_epochs_done % self.n_epochs == 0 and not is_lost:
-            self._end_round()
+        if is_lost or (self.recipe.max_rounds > 1 and self.n_epochs_done % self.n_epochs == 0):
+            self._end_round(is_lost=is_lost)
 
-    def _end_round(self) -> None:
+    def _end_round(self, *, is_lost: bool) -> None:
         """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
         loss = self.losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.inf)
         best = self.best_round.get("loss", math.inf)
-        if best == math.inf or best - loss >= LEAST_GAIN * abs(best):
+        if not is_lost and (best == math.inf or best - loss >= LEAST_GAIN * abs(best)):
             weights = {name: value.clone() for name, value in self.state_dict().items()}
             loss = loss if math.isfinite(loss) else math.inf
             self.best_round = {"loss": loss, "n_epochs_done": self.n_epochs_done, "weights": weights}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,8 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 N_WARM_UPS = 3  # steps before recording, in which libraries choose their kernels
 TOLERANCE = 1e-2  # relative difference of a replay from the step itself; rounding is a thousandth of it
@@ -81,15 +78,6 @@ class StepGraph:
         if not torch.allclose(found, expected, rtol=TOLERANCE, equal_nan=True):
             msg = f"A replay differs: loss and norm of the gradient are {found.tolist()}, not {expected.tolist()}."
             raise RuntimeError(msg)
-
-    @classmethod
-    def record(cls, *args: object, **kwargs: object) -> Self | None:
-        """Record a step; return None, and log the error, if that fails."""
-        try:
-            return cls(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001  training goes on, and an error of the step itself comes again
-            logger.warning("Training is slower, because steps are not replayed as a CUDA graph: %s", error)
-            return None
 
     def fits(self, batch: Mapping[str, Tensor]) -> bool:
         """Return whether a batch has the shapes of the recorded one."""
