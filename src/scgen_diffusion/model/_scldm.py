@@ -402,7 +402,7 @@ class SCLDM(AutoencoderModel):
             return "perturbation_flow"
         if unfit and (method == "perturbation_flow" or not self.is_trained_):
             msg = f"{unfit} Give only cells that fit, or choose method='inversion', which needs train_prior()."
-            raise ValueError(msg)
+            raise (RuntimeError if method is None else ValueError)(msg)
         self._check_ready_to_generate()
         if not has_flow and method is None and self.conditions.are_unseen(cells.codes).any():
             unfit = "The model has no perturbation flow: call `train_perturbation_flow(control_values=...)`."
