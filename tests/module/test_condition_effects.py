@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from builders import TINY
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
@@ -14,13 +15,9 @@ from scgen_diffusion.nn import Members, Number
 N_GENES = 9
 
 
-@pytest.fixture
-def build(tiny):
-    def build_module(conditions=(2,), **changes):
-        torch.manual_seed(0)
-        return SCLDMModule(N_GENES, conditions, architecture=SCLDMArchitecture(**{**tiny, **changes})).eval()
-
-    return build_module
+def build(conditions=(2,), **changes):
+    torch.manual_seed(0)
+    return SCLDMModule(N_GENES, conditions, architecture=SCLDMArchitecture(**{**TINY, **changes})).eval()
 
 
 def draw(module, condition):
@@ -36,7 +33,7 @@ def shares_of(module, condition, before=None):
 
 
 @pytest.mark.parametrize("n_rare", [5, 5000])
-def test_effects_start_at_the_mean_profile_of_each_combination(build, n_rare):
+def test_effects_start_at_the_mean_profile_of_each_combination(n_rare):
     module = build((2, 2))
     condition = torch.tensor([[0, 0], [0, 1], [1, 0]])
     common = torch.full((N_GENES,), 5.0)
@@ -56,7 +53,7 @@ def test_effects_start_at_the_mean_profile_of_each_combination(build, n_rare):
     assert both[:2].min() > 1.4 * both[2:].max()
 
 
-def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out(build):
+def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out():
     module = build((2, 2), condition_strategy="additive")
     module.library_size.set_groups(torch.tensor([[-1, -1]]), means=torch.tensor([6.0]), stds=torch.tensor([0.1]))
     seen = []
@@ -75,7 +72,7 @@ def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out(build):
     torch.testing.assert_close(torch.stack(seen)[:, 0], torch.tensor([[1, 1], [1, 2], [2, 2]]))  # 2: not given
 
 
-def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has(build):
+def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has():
     effects = build((3, Members(5, 2))).condition_effects
     torch.nn.init.normal_(effects.loadings.weight)
     later = effects.add_later(2)
@@ -91,7 +88,7 @@ def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has(buil
     torch.testing.assert_close(effects(condition)[:2] - before[:2], torch.full((2, N_GENES, 2), 11.0))
 
 
-def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns(build):
+def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns():
     x = torch.poisson(torch.full((40, N_GENES), 5.0), generator=torch.Generator().manual_seed(0))
     module, batch = build(), {REGISTRY_KEYS.X_KEY: x, CONDITIONS: torch.arange(40)[:, None] % 2}
     module.start_effects(torch.tensor([[0], [1]]), torch.ones(2, N_GENES).cumsum(1), torch.tensor([4000, 4000]))
@@ -108,7 +105,7 @@ def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns(build):
     assert module.condition_effects.loadings.weight.grad.abs().sum() > 0
 
 
-def test_effects_that_training_missed_are_corrected(build):
+def test_effects_that_training_missed_are_corrected():
     """Ten cells of the second class have a gene that the model gives to nobody, as if their counts were outliers."""
     module, rng = build(), np.random.default_rng(0)
     means = torch.full((N_GENES,), 60.0)
@@ -141,7 +138,7 @@ def test_effects_that_training_missed_are_corrected(build):
     [((), {}), ((Number(), Number(2)), {}), ((2,), {"condition_effects": False}), ((2,), {"likelihood": "gaussian"})],
     ids=["no conditions", "numbers", "switched off", "gaussian"],
 )
-def test_without_classes_or_counts_there_are_no_effects(build, conditions, changes):
+def test_without_classes_or_counts_there_are_no_effects(conditions, changes):
     module = build(conditions, **changes)
     assert module.condition_effects is None
     columns = len(module.null_condition)
