@@ -86,7 +86,7 @@ class GeneSpaceModule(ConditionedModule):
         self.n_input = n_input
         self.input_values = input_values
         self.network = build_network(n_input, conditions, a)
-        self.averaged_network = averaged_copy(self.network, a.ema_decay)
+        self.averaged_network = averaged_copy(self.network)
         self.library_size = LibrarySizeModel(conditions, 2 * n_input if self.predicts_totals else 1)
         self._register_conditions(conditions)
         self.register_buffer("shift", torch.zeros(n_input))

@@ -120,7 +120,7 @@ class SCLDMModule(ConditionedModule):
             n_heads=a.prior_n_heads,
             hidden=a.prior_feed_forward_width,
         )
-        self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
+        self.averaged_prior = averaged_copy(self.prior)
         self.condition_effects = self._build_condition_effects(n_input, conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
         self._register_conditions(conditions)

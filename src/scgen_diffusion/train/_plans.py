@@ -464,7 +464,7 @@ class AveragingPlan(StagePlan):
         self._averaged_at = self.global_step
         if self._update_average is None:
             network, averaged = self.module.network_and_average
-            self._update_average = AverageUpdate(averaged, network)
+            self._update_average = AverageUpdate(averaged, network, self.module.architecture.ema_decay)
         self._update_average()
 
 
