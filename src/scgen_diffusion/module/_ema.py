@@ -20,8 +20,8 @@ class AverageUpdate:
     r"""Updates the exponential moving average of a network's weights after every step.
 
     After ``n`` updates the decay is :math:`\min(d, (1 + n) / (10 + n))`, so that short runs average too. It is counted
-    here: ``AveragedModel.update_parameters`` asks the device each time, which makes a GPU finish its work first. Buffers
-    are copied once, since training does not change them.
+    here: ``AveragedModel.update_parameters`` asks the device each time, which makes a GPU finish its work first.
+    Buffers are copied once, since training does not change them.
 
     Parameters
     ----------
