@@ -64,22 +64,6 @@ def test_unknown_data_sets_are_errors_that_list_the_known_ones(text):
         splits.parse_dataset(text)
 
 
-def test_cells_of_a_section_that_a_file_holds_twice_are_read_once(cells, tmp_path, monkeypatch):
-    monkeypatch.setenv("BENCHMARK_DATA_DIR", str(tmp_path))
-    cells.X = cells.layers.pop("counts")
-    cells.obsm["spatial"] = np.c_[100.0 * np.arange(cells.n_obs), np.zeros(cells.n_obs)]
-    cells.obsm["spatial"][-1] = cells.obsm["spatial"][0] + 0.5
-    cells.write_h5ad(tmp_path / "osmfish_cortex.h5ad")
-    assert list(splits.load("osmfish_cortex").obs_names) == list(cells.obs_names[:-1])
-
-
-def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():
-    labels = np.array(["a", "a", "a", "b"])
-    drawn = methods.draw_matching(labels, np.array(["b", "a", "a", "b", "a"]), np.random.default_rng(0))
-    assert labels[drawn].tolist() == ["b", "a", "a", "b", "a"]
-    assert sorted(drawn.tolist()) == [0, 1, 2, 3, 3]
-
-
 @pytest.mark.parametrize("text", ["SCVI", 'own={"class": "SCVI"}'])
 def test_unknown_methods_are_errors(text):
     with pytest.raises(ValueError, match="SCVI"):

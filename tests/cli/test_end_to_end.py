@@ -2,13 +2,8 @@
 
 import signal
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 
 import anndata
-
-from scgen_diffusion.cli import main
-from scgen_diffusion.model import SCLDM
 
 COMMAND = """\
 import os
@@ -51,26 +46,3 @@ def test_the_same_command_resumes_a_killed_run(call, start_apart, make_cells, ti
     monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: {})  # has tests of its own
     code, out, err = call("report", "held_out.h5ad", "new.h5ad", "--table", "table.csv", "-o", "report.html")
     assert (code, out) == (0, "report.html\n"), err
-
-
-def test_two_processes_train_and_generate_together_and_the_first_one_tells(
-    run_together, make_cells, small, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    make_cells().write_h5ad("cells.h5ad")
-    together = ["--devices", "2", "--strategy", "ddp"]
-
-    def run(*arguments):
-        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-            return main([*arguments, *together]), out.getvalue(), err.getvalue()
-
-    first, second = run_together(lambda rank: run("train", "cells.h5ad", "-o", "model", "-c", "cell_type", *small))
-    assert first[:2] == (0, "model\n"), first
-    assert "Prior (generates cells): 100%, epoch 1 of 1" in first[2]
-    assert second == (0, "", "")
-
-    generate = ["generate", "model", "new.zarr", "-n", "130", "--shard-size", "64", "--accelerator", "cpu"]
-    first, second = run_together(lambda rank: run(*generate))
-    assert (first[:2], second[:2]) == ((0, "new.zarr\n"), (0, "")), (first, second)
-    expected = SCLDM.load("model", adata=False).generate(130, seed=0)
-    assert (anndata.read_zarr("new.zarr").X != expected.X).nnz == 0

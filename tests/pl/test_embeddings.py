@@ -134,17 +134,6 @@ def test_labels_have_the_colours_of_uns_in_both_sets(first_components):
     assert [to_rgb(color) for color in nearest] == [tuple(color) for color in colors]
 
 
-@pytest.mark.parametrize("stored", [["#ff0000", "no colour", "#0000ff"], ["#ff0000", "#00ff00"], np.full((3, 3), 255)])
-def test_stored_colours_that_are_none_or_too_few_give_way_to_those_of_scanpy(first_components, stored):
-    real, plain = make_cells(), make_cells()
-    real.uns["cell_type_colors"] = stored
-    del plain.uns["cell_type_colors"]
-
-    drawn, expected = (draw(cells, color="cell_type")[0] for cells in (real, plain))
-
-    np.testing.assert_array_equal(drawn_points(drawn)[1], drawn_points(expected)[1])
-
-
 def test_a_label_that_real_cells_lack_takes_no_colour_of_another(first_components):
     cells = make_cells()
     cells.uns["cell_type_colors"] = ["#1f77b4", "#ff7f0e", "#2ca02c"]  # scanpy's first

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
@@ -125,13 +124,6 @@ def test_every_method_has_the_mean_of_its_seeds_in_every_case(table):
     assert ax.get_title() == "energy_distance ↓"
 
 
-def test_a_method_of_whole_numbers_is_shown_if_it_is_named(table):
-    (ax,) = sgd.pl.perturbation_scores(
-        table.assign(other=1), metrics=["energy_distance"], methods=["other"], show=False
-    )
-    np.testing.assert_array_equal(points_in(ax)[:, 0], 1)
-
-
 def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     axes = sgd.pl.perturbation_scores(
         table,
@@ -157,18 +149,6 @@ def test_cases_are_named_by_the_columns_that_differ(table):
         one = table[table["group"] == "B"].assign(group=group)
         (ax,) = sgd.pl.perturbation_scores(one, metrics=["mean_change_error"], show=False)
         assert [label.get_text() for label in ax.get_yticklabels()] == [name]
-
-
-def test_given_axes_all_have_the_first_case_on_top(table):
-    _, axs = plt.subplots(1, 2)
-
-    sgd.pl.perturbation_scores(table, metrics=["mean_change_error", "de_direction"], axs=axs, show=False)
-
-    assert [ax.get_ylim() for ax in axs] == [(1.5, -0.5)] * 2
-    assert [[label.get_text() for label in ax.get_yticklabels() if label.get_visible()] for ax in axs] == [
-        ["B", "T"],
-        [],
-    ]
 
 
 @pytest.mark.parametrize(

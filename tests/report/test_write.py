@@ -272,17 +272,6 @@ def test_cells_may_be_views_of_files(tmp_path):
     assert "100 synthetic cells, 100 real cells held out" in page
 
 
-@pytest.mark.usefixtures("without_pictures")
-def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
-    with pytest.raises(OSError, match="disk"):
-        sgd.report.write(cells(1), cells(2), path, table=TABLE)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_table_of_other_labels_is_refused(tmp_path):
     real, synthetic = cells(1), cells(2)
     for adata in (real, synthetic):
