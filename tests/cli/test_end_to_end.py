@@ -1,4 +1,4 @@
-"""Runs as on a cluster: processes of their own, one of them killed, and two that train together."""
+"""A run as on a cluster: a process of its own, killed and called again."""
 
 import signal
 import time
