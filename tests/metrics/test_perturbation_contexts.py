@@ -11,7 +11,7 @@ from scgen_diffusion.metrics import (
     perturbation_discrimination,
 )
 from scgen_diffusion.metrics._perturbation import GeneMoments
-from scgen_diffusion.metrics._perturbation_contexts import Shift, Trained, parts_of
+from scgen_diffusion.metrics._perturbation_contexts import Shift, parts_of
 
 COLUMNS = ["metric", "perturbation", "group", "value", "real", "no_change", "mean_shift", "additive", "better"]
 
@@ -365,7 +365,7 @@ def test_baselines_from_training_cells_of_unknown_noise_are_not_scored_as_if_the
 
 def test_training_cells_of_unknown_noise_vary_as_those_of_other_perturbations_do():
     def trained(n_cells, noise):
-        return Trained(GeneMoments(np.zeros(1), np.ones(1), n_cells, np.array([noise])), {"": 1.0})
+        return GeneMoments(np.zeros(1), np.ones(1), n_cells, np.array([noise])), {"": 1.0}
 
     control = {"": GeneMoments(np.zeros(1), np.ones(1), 9)}
     found = Shift.of([trained(4, 0.1), trained(2, np.nan), trained(2, 0.3)], control, weight=1 / 3)
@@ -457,7 +457,7 @@ def test_a_shift_has_the_noise_of_the_cells_that_it_comes_from():
         return GeneMoments(np.ones(3), np.full(3, 50.0), 50, np.full(3, noise))
 
     controls = {"x": one(1.0), "y": one(10.0)}
-    trained = [Trained(one(2.0), {"x": 1}), Trained(one(4.0), {"x": 1})]
+    trained = [(one(2.0), {"x": 1}), (one(4.0), {"x": 1})]
     for shift, match, noise, control_share in (
         (Shift.of(trained[:1], controls), "x", 2, 0),  # the mean is that of the training cells, and control cancels
         (Shift.of(trained, controls), "x", 2 + 4 + 1, -1),

@@ -293,7 +293,7 @@ def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
     return float("nan") if is_unknown else float(table[column].mean())
 
 
-_POOLED = {"needs": ("groupby",), "most_share_difference": OTHER_SHARES}
+_OF_LABELS = {"needs": ("groupby",), "most_share_difference": OTHER_SHARES}
 
 
 @_metric(
@@ -303,7 +303,7 @@ _POOLED = {"needs": ("groupby",), "most_share_difference": OTHER_SHARES}
     by_group=lambda comparison: comparison.once(_marker_table)["overlap"],
     min_features=FEW_FEATURES,
     limits=Limits(0.15, 0.35, of="real"),
-    **_POOLED,
+    **_OF_LABELS,
 )
 def marker_overlap(comparison: CellComparison) -> float:
     """Share of a label's 50 top markers found again (``marker_agreement``). Misses differences within a label."""
@@ -317,7 +317,7 @@ def marker_overlap(comparison: CellComparison) -> float:
     bounds=SIGNED,
     by_group=lambda comparison: comparison.once(_marker_table)["slope"],
     limits=Limits(0.15, 0.35, n_deviations=5.0),
-    **_POOLED,
+    **_OF_LABELS,
 )
 def marker_slope(comparison: CellComparison) -> float:
     """Fold changes of markers beside real ones; above the real value is too much. Misses differences within a label."""
@@ -339,7 +339,7 @@ def mmd_per_label(comparison: CellComparison) -> float:
 
 
 # Share of what real cells of another sample reach. Those of rare labels differ by up to 1.3 times what intervals say.
-@_metric("Labels", "higher", scopes=JOINT, bounds=SHARE, limits=Limits(0.05, 0.15, "real", 4.0), **_POOLED)
+@_metric("Labels", "higher", scopes=JOINT, bounds=SHARE, limits=Limits(0.05, 0.15, "real", 4.0), **_OF_LABELS)
 def tstr_f1(comparison: CellComparison) -> float:
     """How well a classifier trained on synthetic cells labels real ones. Misses too little spread, and copies."""
     real, synthetic = comparison.real, comparison.synthetic
@@ -419,16 +419,21 @@ def near_copies(cells: AllCells) -> tuple[Share, list[Share]]:
     return synthetic, [real, Share(expected, np.inf if is_unlikely else synthetic.n_cells)]
 
 
+def _copied(cells: AllCells, known: Whole, usual: list[Share]) -> tuple[Share, list[Share]]:
+    """Return the share of synthetic cells that equal known ones, and ``usual`` shares with what chance explains."""
+    if not cells.are_comparable:
+        return Share(np.nan, 1), [Share(np.nan, 1)]
+    is_equal = np.isin(cells.synthetic.fingerprints, known.fingerprints)
+    _, by_chance = _beyond_chance(cells.synthetic, is_equal, len(known.fingerprints))
+    return _copies(cells.synthetic, known), [*usual, by_chance]
+
+
 @_metric("Memorisation", "lower", needs=("train",), limits=Limits(0.0, 0.0), **_OF_ALL)
 def copied_cells(cells: AllCells) -> tuple[Share, list[Share]]:
     """Share of synthetic cells with exactly the counts of a training cell. Misses copies with one count changed."""
-    if not cells.are_comparable:
-        return Share(np.nan, 1), [Share(np.nan, 1)]
     # where few cells are held out, the training cells themselves tell how seldom two real cells are equal
     train = cells.train.fingerprints
-    usual = [_copies(cells.real, cells.train), _twins(train[train != _safety.EMPTY])]
-    _, by_chance = _beyond_chance(cells.synthetic, np.isin(cells.synthetic.fingerprints, train), len(train))
-    return _copies(cells.synthetic, cells.train), [*usual, by_chance]
+    return _copied(cells, cells.train, [_copies(cells.real, cells.train), _twins(train[train != _safety.EMPTY])])
 
 
 # A twin here and there harms nobody; more than half a per cent is no accident.
@@ -461,13 +466,10 @@ def membership_auc(comparison: CellComparison) -> float:
 @_metric("Memorisation", "lower", limits=Limits(0.001, 0.01), **_OF_ALL)
 def copied_test_cells(cells: AllCells) -> tuple[Share, list[Share]]:
     """Share of synthetic cells with exactly the counts of a held-out cell: a mix-up of files. Misses changed copies."""
-    if not cells.are_comparable:
-        return Share(np.nan, 1), [Share(np.nan, 1)]
     # without training cells, each real cell against all other ones
     real = cells.real.fingerprints
-    usual = _twins(real[real != _safety.EMPTY]) if cells.train is None else _copies(cells.train, cells.real)
-    _, by_chance = _beyond_chance(cells.synthetic, np.isin(cells.synthetic.fingerprints, real), len(real))
-    return _copies(cells.synthetic, cells.real), [usual, by_chance]
+    usual = _copies(cells.train, cells.real) if cells.train else _twins(real[real != _safety.EMPTY])
+    return _copied(cells, cells.real, [usual])
 
 
 # --- perturbations ----------------------------------------------------------------------------------------------------

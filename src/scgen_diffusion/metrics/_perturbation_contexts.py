@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: The single perturbations of a cell, sorted; empty for unperturbed cells.
 Parts: TypeAlias = tuple[str, ...]
+#: The training cells of a perturbation in a group: their moments, and the share of each match.
+Trained: TypeAlias = tuple[GeneMoments, dict[str, float]]
 
 MIN_CELLS = 2
 FIGURES = ("value", "real", "no_change", "mean_shift", "additive")  # columns, and one per entry of `others`
@@ -149,13 +151,6 @@ def read_perturbed(
     return sets, names
 
 
-class Trained(NamedTuple):
-    """The training cells of a perturbation in a group: their moments, and the share of each match."""
-
-    moments: GeneMoments
-    shares: dict[str, float]
-
-
 @dataclass(frozen=True)
 class Shift:
     """A change of the genes, learned from training perturbations: the weighted sum of their changes against control.
@@ -180,10 +175,9 @@ class Shift:
 
         Cells of unknown noise vary as much as those of the other perturbations do on average.
         """
+        moments, all_shares = zip(*perturbed, strict=True)
         weights: Counter[str] = Counter()
-        moments = []
-        for own, shares in perturbed:
-            moments.append(own)
+        for shares in all_shares:
             weights.update({match: weight * share for match, share in shares.items()})
         change = weight * np.sum([own.mean for own in moments], axis=0)
         change = change - np.sum([share * controls[match].mean for match, share in weights.items()], axis=0)
@@ -202,9 +196,8 @@ class Shift:
         return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=control_share)
 
 
-def mix(parts: Mapping[str, GeneMoments], shares: Mapping[str, float]) -> GeneMoments:
+def mix(weighted: Sequence[tuple[GeneMoments, float]]) -> GeneMoments:
     """Return the moments of cells of which each part has a given share, whatever its number of cells."""
-    weighted = [(parts[match], share) for match, share in shares.items()]
     mean = np.sum([share * own.mean for own, share in weighted], axis=0)
     return GeneMoments(
         mean,
@@ -246,12 +239,11 @@ class Profiles:
 
     def matched(self, name: str, parts: Parts, group: str, shares: Mapping[str, float]) -> Profile:
         """Compute the moments of cells with these shares of matches, and draw cells of each match for distances."""
-        found = {match: self.of(self.sets[name].of(parts, group, match), share) for match, share in shares.items()}
-        moments = mix({match: own.moments for match, own in found.items()}, shares)
-        pcs = [own.pcs for own in found.values()]
-        n_cells, of_matches = np.array([len(own) for own in pcs]), np.array(list(shares.values()))
+        found = [self.of(self.sets[name].of(parts, group, match), share) for match, share in shares.items()]
+        moments = mix([(own.moments, share) for own, share in zip(found, shares.values(), strict=True)])
+        pcs, n_cells = [own.pcs for own in found], np.array([len(own.pcs) for own in found])
         moments = replace(moments, control_share=self.control_shares[name])
-        return Profile(moments, np.concatenate(pcs), n_cells, of_matches)
+        return Profile(moments, np.concatenate(pcs), n_cells, np.array([*shares.values()]))
 
     def moved(self, cells: Profile, shares: Mapping[str, float], shift: Shift) -> Profile:
         """Shift all cells by a change of the genes. The projection is linear."""
@@ -330,7 +322,7 @@ def _contexts(
     trained: dict[tuple[Parts, str], Trained] = {}
     if "train" in sets:
         train = sets["train"].with_matches(controls)
-        trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
+        trained = {place: (train.moments(*place), train.shares(*place)) for place in train.rows}
         if not trained:
             warn_user("`control` has no cells of the groups in `train`, so `mean_shift` and `additive` are empty.")
     mean_response = Shift.of(trained.values(), controls, weight=1 / len(trained)) if trained else None

@@ -107,8 +107,8 @@ def draw_pools(sources: Mapping[str, Source], space: ComparisonSpace | None, dra
         fitted, rest = np.split(rest, [len(rest) // n_parts])
         space = ComparisonSpace.fit(stacked(source.chunks(fitted[:MAX_FITTED_CELLS])), seed=draws.seed)
     real_rows = rest if train is None else np.arange(len(real))
-    available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
-    n_available = min(*available, len(synthetic))
+    n_real = len(real_rows) // 2 if train is None else min(len(real_rows), len(rest))
+    n_available = min(n_real, len(synthetic))
     n_cells = min(n_available, draws.max_cells)
     all_cells = None
     if with_all:
