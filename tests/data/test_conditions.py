@@ -255,25 +255,6 @@ def test_the_cells_kept_of_an_array_stand_for_all(monkeypatch):
     assert np.bincount(conditions.combinations[:, 0].astype(int), conditions.n_cells).tolist() == [970, 30]
 
 
-def test_rare_combinations_of_classes_are_named_whatever_their_numbers():
-    donors, types, ages = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [4, 20, 9, 30], axis=0).T.tolist() + [range(63)]
-    age = ContinuousKey.of("age", pd.Series(ages))
-    keys = [*categorical_keys({"donor": ["d", "e"], "type": ["B", "T"]}), age]
-    conditions = Conditions.from_codes(keys, np.column_stack([donors, types, age.encode(ages)]))
-    table = pd.DataFrame({"donor": list("eeddd"), "type": list("BTBTB"), "age": [1, 2, 3, 4, 5]})
-
-    def rare(*request, fewest=10):
-        found, n_cells = conditions.rare(conditions.encode(*request), fewest)
-        return {conditions.describe(one): n for one, n in zip(found, n_cells, strict=True)}
-
-    all_rare = {"donor='d', type='B'": 4, "donor='e', type='B'": 9}
-    assert list(rare(table, None).items()) == list(all_rare.items())  # the rarest first
-    assert rare(table[["type", "donor"]], None) == all_rare
-    assert rare(table, None, fewest=9) == {"donor='d', type='B'": 4}
-    assert rare({"type": "B"}, 2) == {}  # thirteen cells
-    assert rare({"age": 3}, 2) == rare(None, 2) == {}
-
-
 def test_many_new_combinations_take_little_memory():
     grid = np.array(list(itertools.product(range(100), range(100))), dtype=float)
     is_new = grid.sum(1) % 50 == 0

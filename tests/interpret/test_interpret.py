@@ -253,7 +253,7 @@ def test_masking_counts_time_from_masked_to_data(make_opened):
     assert (levels[0.0], levels[1.0]) == (1.0, 0.0)
     with pytest.raises(ValueError, match="time"):
         interpret.head_loadings(model, time=250)
-    with pytest.raises(ValueError, match="counts=True"):
+    with pytest.raises(ValueError, match="whole numbers"):
         interpret.head_loadings(model, model.generate(5, seed=0), seed=0)
 
 

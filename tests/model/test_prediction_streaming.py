@@ -93,7 +93,7 @@ def test_the_file_holds_what_predict_perturbation_returns(model, control, h5ad, 
         ("day", pd.Timestamp("2026-11-23"), TypeError),
         ("yes/no", 1, TypeError),
         ("_index", 1, TypeError),
-        ("treated", None, ValueError),
+        ("treated", None, TypeError),
     ],
 )
 def test_columns_that_no_file_can_hold_are_named_before_any_work(

@@ -318,24 +318,6 @@ class Conditions:
             found[near[own]] = self._training_cells(pattern).are_far(known[near[own]])
         return found
 
-    def rare(self, codes: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classes and sets among codes ``(n, columns)`` with 1 to ``fewest - 1`` training cells.
-
-        The rarest come first; their numbers of cells are returned, too. Values with known embeddings learn from each
-        other, so their keys do not count. What is open in the first of the codes must be open in all.
-        """
-        counted = self._mark([key.needs_training_cells for key in self.by_key]) & (codes[:1] != OPEN).all(0)
-        codes = np.unique(np.where(counted, codes, OPEN), axis=0)
-        if not counted.any():
-            return codes[:0], np.zeros(0, dtype=int)
-        both = np.concatenate([self.combinations, codes])[:, counted]
-        group = np.unique(both, axis=0, return_inverse=True)[1].ravel()
-        known, asked = np.split(group, [len(self.combinations)])
-        n_cells = np.bincount(known, weights=self.n_cells, minlength=len(both))[asked].astype(int)
-        order = np.argsort(n_cells, kind="stable")
-        found = order[(n_cells[order] > 0) & (n_cells[order] < fewest)]
-        return codes[found], n_cells[found]
-
     def extrapolated(self, codes: np.ndarray) -> list[str]:
         """Describe the first of the numbers of each key, among codes ``(n, columns)``, that no training cell is near.
 

@@ -11,9 +11,6 @@ from scvi import REGISTRY_KEYS, settings
 
 from scgen_diffusion._arguments import check_count, is_number, known_names, suggests_arguments
 from scgen_diffusion.data import (
-    CellFiles,
-    check_rows,
-    check_same_registry,
     drop_unused_categories,
     registered_genes,
     resolve_seed,
@@ -31,6 +28,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from sparse import GCXS
     from torch import Tensor
+
+    from scgen_diffusion.data import CellFiles
 
 
 class AutoencoderModel(DiffusionModel):
@@ -387,14 +386,7 @@ class AutoencoderModel(DiffusionModel):
         self._check_has_autoencoder()
         batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
         batch_size = self._engine.round_to_blocks(batch_size)  # a block's random numbers are drawn together
-        files = self._file_cells if adata is None else adata if isinstance(adata, CellFiles) else None
-        if files is not None:
-            check_same_registry(files.registry, self.registry_)
-            yield from self._read(files, check_rows(indices, files.n_cells), batch_size)
-            return
-        given = self.given_cells(adata, "adata")
-        rows = check_rows(indices, given.n_obs)
-        yield from self.read_cells(given, rows, batch_size, with_labels=False)
+        yield from self._read(*self._source(adata, "adata", indices, with_labels=False), batch_size)
 
     def _check_has_autoencoder(self) -> None:
         if "autoencoder" not in self.trained_stages_:

@@ -40,12 +40,12 @@ from scgen_diffusion.data import (
     RegisteredCells,
     build_anndata,
     check_conditions,
-    check_distinct_columns,
     check_expression,
     check_is_anndata,
     check_layer,
     check_natural_logarithms,
     check_not_empty,
+    check_rows,
     check_same_genes,
     check_same_registry,
     check_storage,
@@ -1101,7 +1101,7 @@ class DiffusionModel(BaseModelClass):
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        source, rows = self._control_source(adata_control)
+        source, rows = self._source(adata_control, "adata_control", None, with_labels=True)
         given = control_cells(engine.conditions, source, rows, condition)
         method = self._counterfactual_method(given, method)
 
@@ -1110,17 +1110,6 @@ class DiffusionModel(BaseModelClass):
 
         of_model = {"read": read, "genes": self.var_.index, "build": self._build, "batch_size": batch_size}
         return Prediction.of(engine, given, method, sampling, keep_residuals, library_size, seed, **of_model)
-
-    def _control_source(self, adata: AnnData | CellFiles | None) -> tuple[GivenCells | CellFiles, np.ndarray]:
-        """Return given control cells, or the model's, checked, and the rows to predict."""
-        files = self._file_cells if adata is None else adata
-        if isinstance(files, CellFiles):
-            check_same_registry(files.registry, self.registry_)
-            return files, np.arange(files.n_cells)
-        given = self.given_cells(adata, "adata_control")
-        check_distinct_columns(given.obs.columns, "adata_control.obs")
-        rows = np.arange(given.n_obs)
-        return self._to_read(given, rows, with_labels=True), rows
 
     @property
     def _engine(self) -> CellGenerator:
@@ -1191,6 +1180,18 @@ class DiffusionModel(BaseModelClass):
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield expression and conditions of some rows of an AnnData; ``with_labels``, each needs its conditions."""
         return self._read(self._to_read(cells, rows, with_labels=with_labels), rows, batch_size)
+
+    def _source(
+        self, adata: AnnData | CellFiles | None, argument: str, indices: Any, *, with_labels: bool
+    ) -> tuple[GivenCells | CellFiles, np.ndarray]:
+        """Return given cells, or the model's, in memory or in files, checked, and the row numbers to read."""
+        files = self._file_cells if adata is None else adata
+        if isinstance(files, CellFiles):
+            check_same_registry(files.registry, self.registry_)
+            return files, check_rows(indices, files.n_cells)
+        given = self.given_cells(adata, argument)
+        rows = check_rows(indices, given.n_obs)
+        return self._to_read(given, rows, with_labels=with_labels), rows
 
     def _to_read(self, cells: AnnData, rows: np.ndarray, *, with_labels: bool) -> GivenCells:
         """Return cells of an AnnData for :meth:`_read`. None of them need conditions, or ``with_labels`` these rows."""
@@ -1421,13 +1422,6 @@ class DiffusionModel(BaseModelClass):
         rich.print(dict(self.summary_stats))
         if not hide_state_registries:
             rich.print(*(escape(f"Condition {key.name}: {key.kind}") for key in self.conditions.by_key), sep="\n")
-
-    def view_anndata_setup(self, adata: AnnData | MuData | None = None, hide_state_registries: bool = False) -> None:
-        """Print how cells were set up: the given ones, or the model's, even if they are no longer in memory."""
-        if adata is None and self.adata is None:
-            self.view_registry(hide_state_registries)
-        else:
-            super().view_anndata_setup(adata, hide_state_registries)
 
     # --- fine-tuning --------------------------------------------------------------------------------------------------
 
