@@ -141,6 +141,9 @@ class DiffusionModel(BaseModelClass):
     architecture: Any
     registry_: dict[str, Any]
     var_: pd.DataFrame
+    train_indices_: Any
+    validation_indices_: Any
+    test_indices_: Any
     combinations_: np.ndarray
     combination_sizes_: np.ndarray
     trained_stages_: list[str]
@@ -1617,6 +1620,7 @@ class DiffusionModel(BaseModelClass):
 
     def _check_learns_something(self) -> None:
         """Raise if fine-tuning has nothing to train on the model's cells."""
+        assert self.reference_ is not None
         trainable = self.reference_["trainable"]
         if not trained_masks(self.module, trainable, self._new_values):
             msg = (
@@ -1628,6 +1632,7 @@ class DiffusionModel(BaseModelClass):
     @property
     def _new_values(self) -> list[Tensor]:
         """Masks, per key, of the classes and members that the model's cells have and the reference's cells lacked."""
+        assert self.reference_ is not None
         codes = self._registered_codes, self.reference_["combinations"]
         here, before = (mark_occurring(self._condition_keys, of) for of in codes)
         return [torch.from_numpy(own & ~known) for own, known in zip(here, before, strict=True)]

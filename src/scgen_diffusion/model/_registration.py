@@ -62,7 +62,7 @@ def check_in_memory(adata: object, kind: Any = AnnData | MuData) -> None:
         raise TypeError(msg)
 
 
-def check_readable(adata: object) -> None:
+def check_readable(adata: Any) -> None:
     """Raise unless cells are an AnnData from which batches can be read."""
     check_in_memory(adata, AnnData)
     if adata.is_view and adata.isbacked:

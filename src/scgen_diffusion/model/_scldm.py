@@ -147,8 +147,13 @@ class SCLDM(AutoencoderModel):
         """
         if self._keeps_autoencoder:
             raise ValueError(AUTOENCODER_STAYS)
-        sizes = {"train_size": train_size, "validation_size": validation_size}
-        self._train(["autoencoder"], max_epochs=max_epochs, **sizes, **options)
+        self._train(
+            ["autoencoder"],
+            max_epochs=max_epochs,
+            train_size=train_size,
+            validation_size=validation_size,
+            **options,
+        )
 
     @suggests_training_arguments
     def train_prior(self, max_epochs: int | None = None, **options: Any) -> None:
@@ -352,7 +357,7 @@ class SCLDM(AutoencoderModel):
             return recipe
         if stage == "autoencoder":
             return self._for_these_cells(recipe.for_many_cells(len(self.train_indices_)))
-        are_numbers = [one.is_numeric and one.n_columns == 1 for one in self._condition_specs]
+        are_numbers = [key.is_numeric and key.n_columns == 1 for key in self._condition_keys]
         return recipe.for_numbers() if stage == "prior" and are_numbers and all(are_numbers) else recipe
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
