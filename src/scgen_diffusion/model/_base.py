@@ -604,7 +604,7 @@ class DiffusionModel(BaseModelClass):
 
     def _split(self, train_size: float | None, validation_size: float | None) -> None:
         """Split the cells; by default, a trained model keeps its split."""
-        if train_size is validation_size is None:
+        if train_size is None and validation_size is None:
             self._drop_split_of_others()
             if self.trained_stages_ and self.train_indices_ is not None:
                 return
