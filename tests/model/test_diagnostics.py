@@ -46,16 +46,14 @@ def test_values_far_above_training_give_a_warning_at_the_users_line(plant, train
     assert cells.X.max() == pytest.approx(2 * largest)
 
 
-@pytest.mark.parametrize(
-    ("options", "advice"), [({}, "zero_value"), ({"head": "spike_and_slab", "target": "data"}, "train longer")]
-)
-def test_missing_zeros_give_a_warning_at_the_users_line(make_cells, make_trained, monkeypatch, options, advice):
+@pytest.mark.parametrize("options", [{}, {"head": "spike_and_slab", "target": "data"}], ids=["regression", "spike"])
+def test_missing_zeros_give_a_warning_at_the_users_line(make_cells, make_trained, monkeypatch, options):
     cells = make_cells()
     cells.X[:, 8:] = 0
     model = make_trained(cells, cls=SCRDIT, **options)
     monkeypatch.setattr(model.module, "expected_profiles", lambda *_, **__: torch.full((128, 12), 5.0))
 
-    with pytest.warns(UserWarning, match=advice) as caught:
+    with pytest.warns(UserWarning, match="zeros") as caught:
         model.generate(5, seed=0)
 
     assert [warning.filename for warning in caught] == [__file__]

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import ValueSummary, check_order_of_totals, digest_of, drop_unused_categories, stack_rows
 from scgen_diffusion.generation import CellRequest, describe_condition
-
-from ._diagnostics import warn_of_odd_values
+from scgen_diffusion.module import GeneSpaceModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.generation import CellGenerator, SamplingOptions
 
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
+LARGEST_VALUE = 1.5  # times the largest training value
+FEWEST_ZEROS = 0.5  # times the zeros of the training cell with the fewest
 
 
 @dataclass
@@ -105,8 +107,24 @@ class Job(ABC):
         return next(parts)
 
     def warn_of_odd_values(self, values: ValueSummary) -> None:
-        """Warn if values cannot be right."""
-        warn_of_odd_values(self.engine.module, values, self.request.sampling.output)
+        """Warn if log-normalised cells of a gene-space model have values far above training, or far fewer zeros.
+
+        The mean zeros of training cells would say little: deep cells have far fewer than others. So the fewest count.
+        """
+        module = self.engine.module
+        if self.request.sampling.output != "log1p" or not isinstance(module, GeneSpaceModule):
+            return
+        largest, zeros = module.largest_value.item(), module.training_zeros.item()
+        if values.largest > LARGEST_VALUE * largest:
+            warn_user(
+                f"Sampling seems to have diverged: the largest value is {values.largest:.3g}, in training it was "
+                f"{largest:.3g}. Try more steps, another sampler or less guidance, or train longer."
+            )
+        if values.zeros < FEWEST_ZEROS * zeros:
+            warn_user(
+                f"{values.zeros:.0%} of the values are zeros, but at least {zeros:.0%} in every training cell. Train "
+                "longer, or set `zero_value` (zero negation) or `head='spike_and_slab'`."
+            )
 
 
 @dataclass
