@@ -150,28 +150,18 @@ def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, qu
             use()
 
 
-NUMBERS = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"]}
-
-
 @pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
-@pytest.mark.parametrize(
-    ("keys", "unperturbed", "condition"),
-    [(KEYS, {"cell_type": "NK"}, {"cell_type": "T cell"}), (NUMBERS, {"dose": 1}, {"dose": 30})],
-    ids=["class", "number"],
-)
-def test_the_perturbation_flow_is_trained_on_files_and_predicts_their_cells(
-    adata, quick, tmp_path, keys, unperturbed, condition
-):
+def test_the_perturbation_flow_is_trained_on_files_and_predicts_their_cells(adata, quick, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    cells = CellFiles(tmp_path / "cells.h5ad", **keys, control_values=unperturbed)
+    keys = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"], "control_values": {"dose": 1}}
+    cells = CellFiles(tmp_path / "cells.h5ad", **keys)
     model = of_files(cells)
 
-    model.train({"autoencoder": 1, "prior": 1, "perturbation_flow": 1}, datamodule=cells, **quick)
+    model.train(1, datamodule=cells, **quick)
 
     assert "perturbation_flow" in model.trained_stages_
-    ((name, value),) = unperturbed.items()
-    control = np.flatnonzero(adata.obs[name] == value)
-    predicted = model.predict_perturbation(adata[control].copy(), condition=condition, seed=0)
+    control = np.flatnonzero(adata.obs["dose"] == 1)
+    predicted = model.predict_perturbation(adata[control].copy(), condition={"dose": 30}, seed=0)
     assert predicted.uns["scgen_diffusion"]["method"] == "perturbation_flow"
     assert predicted.obs_names.str.split("-").str[-1].tolist() == adata.obs_names[control].tolist()
 

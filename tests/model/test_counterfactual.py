@@ -83,26 +83,6 @@ def test_a_combination_never_seen_is_predicted_with_a_warning(trained):
     assert any("inversion" in str(one.message) for one in caught)  # there is no perturbation flow
 
 
-def test_numbers_and_sets_can_be_requested_too(make_trained, make_cells):
-    adata = make_cells()
-    rng = np.random.default_rng(0)
-    adata.obs["drugs"] = rng.choice(["A", "B", "A+B", "none"], 96)
-    adata.obs["age"] = rng.integers(20, 60, 96)
-    setup = {"continuous_condition_keys": ["age"], "set_condition_keys": ["drugs"], "control_values": {"drugs": "none"}}
-    model = make_trained(adata, condition_keys=["cell_type"], setup=setup)
-    condition = {"drugs": {"B", "A"}, "age": np.linspace(30, 40, 96)}
-
-    same = model.predict_perturbation(seed=0)
-    with pytest.warns(UserWarning, match="do not occur"):
-        other = model.predict_perturbation(condition=condition, seed=0)
-
-    assert (same.X != model.adata.X).mean() < 0.01
-    assert set(other.obs["drugs"]) == {"A+B"}
-    assert other.obs["drugs_of_control"].tolist() == adata.obs["drugs"].tolist()
-    np.testing.assert_allclose(other.obs["age"], np.linspace(30, 40, 96))
-    assert len(other.uns["scgen_diffusion"]["outside_training"]) > 0
-
-
 def test_a_saved_model_predicts_the_same_for_cells_passed_again_also_in_a_file(trained_any, tmp_path):
     cells, request = trained_any.adata.copy(), {"condition": {"dose": 1}, "n_steps": 3}
     cells.write_h5ad(tmp_path / "cells.h5ad")

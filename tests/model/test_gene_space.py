@@ -130,22 +130,6 @@ def test_counts_are_the_profiles_shares_of_the_total_rounded(trained_gene_space,
     assert not counts.X.toarray()[cells.X.toarray() == 0].any()
 
 
-def test_counts_from_log_values_need_totals(make_trained, make_cells):
-    model = make_trained(make_cells(values="log1p"), cls=SCRDIT, setup={"values": "log1p"})
-    assert "diffusion_library_size_loss_train" not in model.history
-    profiles = model.generate(20, {"cell_type": "NK"}, seed=0)
-    assert "log1p" in profiles.uns
-    assert np.isfinite(profiles.X.data).all()
-    for library_size in (None, "latent"):
-        with pytest.raises(ValueError, match="library_size"):
-            model.generate(3, counts=True, library_size=library_size)
-
-    cells = model.generate(3, seed=0, counts=True, library_size=[100, 1000, 10_000])
-
-    assert (np.abs(np.asarray(cells.X.sum(1))[:, 0] - [100, 1000, 10_000]) < N_GENES).all()
-    assert (cells.X.data == cells.X.data.round()).all()
-
-
 @pytest.mark.parametrize(
     "request_",
     [
@@ -157,6 +141,8 @@ def test_counts_from_log_values_need_totals(make_trained, make_cells):
 def test_a_request_that_only_other_models_or_outputs_answer_is_refused(trained_gene_space, request_):
     with pytest.raises(ValueError, match=next(iter(request_))):
         trained_gene_space.generate(**{"n_cells": 3, **request_})
+    with pytest.raises(ValueError, match="sampler"):  # which cannot be led to given cells
+        trained_gene_space.predict_perturbation(condition=CONDITION, sampler="dpm_solver")
 
 
 SPIKE_AND_SLAB = {"target": "data", "head": "spike_and_slab", "scaling": "gene"}
@@ -193,6 +179,28 @@ def test_counts_come_back_from_every_architecture(make_trained, cls, options):
     assert (other.X != same.X).nnz > 0
 
 
+def test_a_model_of_log_values_needs_totals_to_give_counts(make_trained, make_cells):
+    model = make_trained(make_cells(values="log1p"), cls=SCRDIT, setup={"values": "log1p"})
+    totals, request = [100, 1000, 10_000], {"n_steps": 3, "seed": 0}
+
+    cells = model.generate(3, seed=0, counts=True, library_size=totals)
+    same, counts = (model.predict_perturbation(**request, **how) for how in ({}, {"counts": True, "library_size": 100}))
+
+    assert (np.abs(np.asarray(cells.X.sum(1))[:, 0] - totals) < N_GENES).all()
+    assert (cells.X.data == cells.X.data.round()).all()
+    np.testing.assert_allclose(same.X.toarray(), model.adata.X, rtol=0, atol=1e-4)
+    assert set(counts.X.sum(1).A1) == {100}
+    for refused in (
+        lambda: model.generate(3, counts=True),
+        lambda: model.generate(3, counts=True, library_size="latent"),
+        lambda: model.predict_perturbation(counts=True),
+    ):
+        with pytest.raises(ValueError, match="library_size"):
+            refused()
+    with pytest.raises(ValueError, match="logarithms"):
+        model.predict_perturbation(make_cells(), CONDITION)
+
+
 def test_cells_depend_neither_on_batch_size_nor_on_which_others_are_there(trained_gene_space):
     request = {"condition": CONDITION, "seed": 5, "n_steps": 3}
     whole = trained_gene_space.predict_perturbation(**request)
@@ -202,26 +210,6 @@ def test_cells_depend_neither_on_batch_size_nor_on_which_others_are_there(traine
 
     assert same_cells(whole, other)
     np.testing.assert_allclose(few.X.toarray(), whole.X[:5].toarray(), rtol=1e-4, atol=1e-4)
-
-
-def test_a_model_of_log_values_needs_totals_to_give_counts(make_trained, make_cells):
-    model = make_trained(make_cells(values="log1p"), cls=SCRDIT, setup={"values": "log1p"})
-
-    same = model.predict_perturbation(n_steps=3, seed=0)
-    counts = model.predict_perturbation(n_steps=3, seed=0, counts=True, library_size=100)
-
-    np.testing.assert_allclose(same.X.toarray(), model.adata.X, rtol=0, atol=1e-4)
-    assert set(counts.X.sum(1).A1) == {100}
-    with pytest.raises(ValueError, match="library"):
-        model.predict_perturbation(counts=True)
-    with pytest.raises(ValueError, match="logarithms"):
-        model.predict_perturbation(make_cells(), CONDITION)
-
-
-@pytest.mark.parametrize("sampler", ["dpm_solver", "dpm_solver_3m"])
-def test_samplers_that_cannot_be_led_are_refused(trained_gene_space, sampler):
-    with pytest.raises(ValueError, match="sampler"):
-        trained_gene_space.predict_perturbation(condition=CONDITION, sampler=sampler)
 
 
 def two_types(n_cells=256, n_genes=12, seed=0):

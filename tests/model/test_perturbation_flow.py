@@ -290,16 +290,6 @@ def test_a_saved_model_tells_how_its_perturbation_flow_was_trained(make_cells, m
 # --- as a part of train() ---------------------------------------------------------------------------------------------
 
 
-def test_train_trains_it_where_the_setup_says_what_is_unperturbed(trained, make_model, quick):
-    model = make_model(setup={"control_values": {"dose": 1}})
-
-    model.train(2, early_stopping=True, **quick)
-
-    assert "perturbation_flow_loss_train" not in trained.history_
-    assert len(model.history_["perturbation_flow_loss_train"]) == 2  # with an end and a batch size of its own
-    assert model.recipes_["perturbation_flow"]["batch_size"] > quick["batch_size"]
-
-
 @pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
 def test_a_number_says_what_is_unperturbed_also_in_a_loaded_model(make_trained, tmp_path):
     setup = {"continuous_condition_keys": ["dose"], "control_values": {"dose": 1}}
