@@ -103,8 +103,8 @@ def test_groups_may_be_numbers_and_cells_without_a_group_do_not_change(cells, ch
         (TRUTH.rename(columns={"b": "d"}), KeyError, "'d'"),
         (pd.concat([TRUTH, TRUTH]), ValueError, "up"),
         (pd.concat([TRUTH, TRUTH], axis=1), ValueError, "group"),
-        (TRUTH.replace(3.0, np.inf), ValueError, "far"),
-        (TRUTH.replace(3.0, np.nan), ValueError, "far"),
+        (TRUTH.replace(3.0, np.inf), ValueError, "log2_fold_changes"),
+        (TRUTH.replace(3.0, np.nan), ValueError, "log2_fold_changes"),
         (TRUTH.astype(object).where(TRUTH != 3.0, "much"), ValueError, "much"),
     ],
 )

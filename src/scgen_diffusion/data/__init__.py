@@ -5,7 +5,6 @@ from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same
 from ._checks import (
     LARGEST_COUNT,
     LARGEST_LOG1P,
-    advice_on_raw,
     are_whole_numbers,
     check_distinct_columns,
     check_expression,

@@ -50,20 +50,12 @@ def check_expression(
     if matrix is None:
         msg = f"{where} is empty; give the layer with the {values} as `layer=...`."
         raise ValueError(msg)
-    if layer is None:
-        advice += advice_on_raw(adata)
+    if layer is None and adata.raw is not None:
+        advice += " If `adata.raw` has the counts: `adata = adata.raw.to_adata()`, without `uns['log1p']`."
     totals = check_values(matrix, where, values, advice)
     if values == "log1p":
         check_natural_logarithms(adata.uns.get("log1p"), where)
     check_not_empty(totals, adata.obs_names, where)
-
-
-def advice_on_raw(adata: AnnData) -> str:
-    """Say how to put counts of ``raw`` into ``X``, without scanpy's mark of logarithms; "" if there are none."""
-    if adata.raw is None:
-        return ""
-    unmark = "; del adata.uns['log1p']" if "log1p" in adata.uns else ""
-    return f" If `adata.raw` has the counts: `adata = adata.raw.to_adata(){unmark}`."
 
 
 def are_whole_numbers(matrix: Any) -> bool:
@@ -298,20 +290,14 @@ def check_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.n
 
 def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
     """Turn None, a mask or indices into row numbers."""
+    rows = np.arange(n_cells)
     if indices is None:
-        return np.arange(n_cells)
-    rows = np.asarray(indices)
-    is_mask = rows.dtype == bool
-    if rows.ndim != 1 or (is_mask and len(rows) != n_cells) or (len(rows) and rows.dtype.kind not in "iub"):
-        msg = f"`indices` must be row numbers or a mask of {n_cells} cells, not {rows.dtype} of shape {rows.shape}."
-        raise ValueError(msg)
-    if is_mask:
-        return np.flatnonzero(rows)
-    rows = rows.astype(int)
-    if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
-        msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
-        raise ValueError(msg)
-    return np.where(rows < 0, rows + n_cells, rows)
+        return rows
+    try:
+        return rows[np.asarray(indices if len(indices) else rows[:0])]
+    except (IndexError, TypeError) as error:
+        msg = f"`indices` must be row numbers or a mask of {n_cells} cells: {error}."
+        raise ValueError(msg) from error
 
 
 def resolve_seed(seed: int | None) -> int:

@@ -40,16 +40,13 @@ def to_csr(expression: Any, name: str = "X") -> sp.csr_matrix:
 
 
 def check_storage(matrix: Any, where: str) -> None:
-    """Raise for matrices that models misread, or read slowly: masked, of sparse dask chunks, in a file of columns.
+    """Raise for matrices that models misread, or read slowly: masked, or in a file of columns.
 
     Those that are sparse and in memory must not be damaged either.
     """
     check_structure(matrix, where)
     if isinstance(matrix, np.ma.MaskedArray):
         msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
-        raise ValueError(msg)
-    if sp.issparse(getattr(matrix, "_meta", None)):
-        msg = f"{where} is a dask array of sparse chunks, which models do not read. Read it into memory: `.compute()`."
         raise ValueError(msg)
     if isinstance(matrix, CSCDataset):
         msg = f"{where} is backed by a file that stores it by columns (CSC). Read it into memory: `adata.to_memory()`."
