@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import anndata
 import h5py
 import numpy as np
@@ -119,26 +117,17 @@ def test_genes_are_matched_by_name_chosen_or_those_that_all_files_share(adata, w
         assert np.array_equal(gathered(cells.loader(None, 50))["X"], np.tile(expected, (n_files, 1)))
 
 
-def test_text_and_embeddings_of_files_are_joined_unless_they_contradict_each_other(adata, write):
+def test_text_and_embeddings_of_files_are_read(adata, write):
     table = pd.DataFrame(np.eye(5), index=list(adata.obs["cell_type"].cat.categories), columns=list("abcde"))
-    options = {
-        "condition_keys": ["cell_type"],
-        "condition_embeddings": {"cell_type": "vectors"},
-        "set_condition_keys": ["genes"],
-        "control_values": {"genes": "ctrl"},
-    }
-    paths = []
-    for number, rows in enumerate([table[:3], table[2:], table + 1, table.rename(columns={"a": "z"})]):
-        adata.uns["vectors"] = rows
-        paths.append(write(adata, f"{number}.h5ad", convert_strings_to_categoricals=False))
+    paths = [write(adata, convert_strings_to_categoricals=False)]
+    adata.uns["vectors"] = table
+    paths.append(write(adata, "b.h5ad", convert_strings_to_categoricals=False))
+    options = {"set_condition_keys": ["genes"], "control_values": {"genes": "ctrl"}}
 
-    cells = CellFiles(paths[:2], **options)
+    cells = CellFiles(paths, condition_keys=["cell_type"], condition_embeddings={"cell_type": "vectors"}, **options)
 
     assert np.array_equal(cells.registry["setup_args"]["condition_embeddings"]["cell_type"], table)
     assert cells.by_key[1].members == ["A", "B"]
-    for other in paths[2:]:
-        with pytest.raises(ValueError, match="uns"):
-            CellFiles([paths[0], other], **options)
 
 
 def test_cells_are_read_into_memory_on_request(adata, write):
@@ -421,34 +410,3 @@ def test_a_damaged_file_is_named(adata, write, tmp_path, damage):
 
     with pytest.raises((ValueError, KeyError), match=r"damaged\.h5ad"):
         CellFiles([whole, path], condition_keys=["cell_type"])
-
-
-def replaced_by_rename(path, new):
-    path.rename(path.with_name("old"))
-    new.rename(path)
-
-
-def replaced_in_place(path, new):
-    if new.is_dir():
-        shutil.copytree(new, path, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(new, path)
-
-
-def removed(path, new):
-    path.rename(path.with_name("old"))
-
-
-@pytest.mark.parametrize("change", [replaced_by_rename, replaced_in_place, removed])
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_files_that_are_replaced_are_noticed_when_they_are_read(adata, write, suffix, change):
-    cells = CellFiles(path := write(adata, f"cells{suffix}"), **KEYS)
-    cells.read_values(np.arange(3))
-    batches = iter(cells.loader(None, 16))
-    next(batches)
-
-    change(path, write(adata[:, ::-1].copy(), f"new{suffix}"))
-
-    for read in (cells.check, lambda: cells.digest, lambda: cells.read([0]), lambda: cells.matrix.read(np.arange(3))):
-        with pytest.raises(ValueError, match=f"cells{suffix} was replaced"):
-            read()

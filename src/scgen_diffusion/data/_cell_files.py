@@ -76,7 +76,7 @@ class CellFiles:
     condition_keys, continuous_condition_keys, set_condition_keys, control_values
         As in :meth:`setup_anndata <scgen_diffusion.model.SCLDM.setup_anndata>`.
     condition_embeddings, unlabeled_category, values
-        Likewise. Names of embeddings refer to ``uns`` of the files, whose rows are joined.
+        Likewise. Names of embeddings refer to ``uns`` of the first file that has them.
     window_size
         Cells per window. Memory holds two windows. Larger windows shuffle better and need more memory.
     block_size
@@ -275,12 +275,10 @@ class CellFiles:
         return self
 
     def check(self) -> None:
-        """Raise ValueError if the files were closed or replaced."""
+        """Raise ValueError if the files were closed."""
         if self._is_closed:
             msg = "The files were closed; open them again with `CellFiles.like(model.registry, paths)`."
             raise ValueError(msg)
-        for file in self.files:
-            file.check_unchanged()
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
@@ -501,26 +499,10 @@ def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str,
 
 
 def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return named tables from ``uns``, each with the rows of all files; raise if they contradict each other."""
-    found = {}
-    for name in tables.values() if isinstance(tables, Mapping) else ():
-        parts = [file.unstructured(name) for file in files] if isinstance(name, str) else []
-        parts = [part for part in parts if part is not None]
-        if parts:
-            found[name] = parts[0] if len(parts) == 1 else _join_tables(name, parts)
-    return found
-
-
-def _join_tables(name: str, tables: Sequence[Any]) -> pd.DataFrame:
-    """Return the rows of several tables of numbers; raise unless rows of one name and columns are the same."""
-    columns = [list(table.select_dtypes("number")) if isinstance(table, pd.DataFrame) else None for table in tables]
-    if columns[0] and all(names == columns[0] for names in columns):
-        rows = pd.concat(tables)[columns[0]]
-        joined = rows[~rows.index.duplicated()]
-        if np.allclose(rows, joined.loc[rows.index], equal_nan=True):
-            return joined
-    msg = f"`uns[{name!r}]` must be a table of numbers with the same columns and rows of a name in all files."
-    raise ValueError(msg)
+    """Return named tables from ``uns`` of the first file that has them."""
+    names = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
+    entries = [(name, file.unstructured(name)) for name in names for file in reversed(files)]
+    return {name: entry for name, entry in entries if entry is not None}
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from scgen_diffusion._files import explain_failed_read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
 Rows: TypeAlias = np.ndarray | sp.csr_matrix
@@ -56,25 +56,21 @@ def check_storage(matrix: Any, where: str) -> None:
 def check_structure(matrix: Any, where: str) -> None:
     """Raise if rows or columns of a sparse matrix in memory point outside of it: SciPy trusts them, and crashes."""
     if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
-        n_rows, n_columns = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
-        check_ends(matrix.indptr, n_rows, min(len(matrix.data), len(matrix.indices)), where)
-        check_places(matrix.indices[: matrix.indptr[-1]], n_columns, where)
+        checked_sparse(type(matrix), (matrix.data, matrix.indices, matrix.indptr), matrix.shape, where)
 
 
-def check_ends(ends: np.ndarray, n_rows: int, n_stored: int, where: str) -> None:
-    """Raise unless the ends of sparse rows (``indptr``) begin at zero, never fall, and lie within the stored values."""
-    is_right = ends.dtype.kind in "iu" and ends.shape == (n_rows + 1,) and ends[0] == 0 and ends[-1] <= n_stored
-    if not is_right or (ends[1:] < ends[:-1]).any():
-        msg = f"{where} is damaged: the {n_rows} ends of its sparse rows (indptr) do not fit its values."
+def checked_sparse(kind: Any, arrays: tuple[Any, Any, Any], shape: tuple[int, int], where: str) -> Any:
+    """Build a sparse matrix of data, indices and ends of rows; raise unless these fit each other and the shape."""
+    try:
+        matrix = kind(arrays, shape=shape)
+        matrix.check_format()
+        error = "the ends of its rows fall" if (np.diff(arrays[2]) < 0).any() else ""  # unseen if the last one is zero
+    except ValueError as found:
+        error = str(found)
+    if error:
+        msg = f"{where} is damaged: {error}."
         raise ValueError(msg)
-
-
-def check_places(places: np.ndarray, n_columns: int, where: str) -> None:
-    """Raise unless the columns of stored values (``indices``) are whole numbers within the matrix."""
-    is_right = places.ndim == 1 and places.dtype.kind in "iu"
-    if not is_right or places.min(initial=0) < 0 or places.max(initial=0) >= max(n_columns, 1):
-        msg = f"{where} is damaged: the places of its sparse values (indices) are not among its {n_columns}."
-        raise ValueError(msg)
+    return matrix
 
 
 def row_sums(matrix: Any, where: str) -> np.ndarray:
@@ -138,8 +134,6 @@ class FileMatrix:
         Element of the file: an array, or a group with ``data``, ``indices`` and ``indptr``.
     name
         Name of the matrix in error messages.
-    check_unchanged
-        Raises if the file was replaced.
 
     Attributes
     ----------
@@ -152,8 +146,8 @@ class FileMatrix:
         For a matrix that is stored by columns.
     """
 
-    def __init__(self, element: Any, name: str, check_unchanged: Callable[[], None] = lambda: None) -> None:
-        self.element, self.name, self.check_unchanged = element, name, check_unchanged
+    def __init__(self, element: Any, name: str) -> None:
+        self.element, self.name = element, name
         self.columns: np.ndarray | None = None
         self.is_sparse = not hasattr(element, "dtype")
         if self.is_sparse and element.attrs["encoding-type"] != "csr_matrix":
@@ -177,10 +171,7 @@ class FileMatrix:
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows in ascending order."""
         parts = np.split(rows, np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1)
-        try:
-            return stack_rows([self._select(part) for part in parts])
-        finally:
-            self.check_unchanged()  # also if the new file cannot be read
+        return stack_rows([self._select(part) for part in parts])
 
     @property
     def rows_per_chunk(self) -> float:
@@ -193,9 +184,7 @@ class FileMatrix:
     def _arrays(self) -> tuple[Any, Any, np.ndarray]:
         """Values and columns of a sparse matrix, opened once, and the ends of its rows in memory (8 bytes per row)."""
         data, indices, ends = (self.element[name] for name in ("data", "indices", "indptr"))
-        ends = read_part(ends)
-        check_ends(ends, self.stored_shape[0], min(data.shape[0], indices.shape[0]), self.name)
-        return data, indices, ends.astype(np.int64)
+        return data, indices, read_part(ends).astype(np.int64)
 
     def _select(self, rows: np.ndarray) -> Rows:
         read = self[int(rows[0]) : int(rows[-1]) + 1]
@@ -204,10 +193,10 @@ class FileMatrix:
     def _read_sparse(self, start: int, stop: int) -> sp.csr_matrix:
         data, indices, ends = self._arrays
         ends = ends[start : stop + 1]
-        low, high = int(ends[0]), int(ends[-1])
+        low, high = int(ends[0]) if start else 0, int(ends[-1])
         data, indices = (read_part(array, low, high) for array in (data, indices))
-        check_places(indices, self.stored_shape[1], self.name)
-        return sp.csr_matrix((data, indices, ends - low), shape=(stop - start, self.stored_shape[1]))
+        shape = (stop - start, self.stored_shape[1])
+        return checked_sparse(sp.csr_matrix, (data, indices, ends - low), shape, self.name)
 
 
 class JoinedMatrix:
