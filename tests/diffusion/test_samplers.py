@@ -41,6 +41,7 @@ OF_DIFFUSION = {**DIFFUSION_SAMPLERS, "ddim_half": DDIMSampler(eta=0.5), "ddim_o
 PATH_AND_SAMPLER = {name: (PATH, sampler) for name, sampler in OF_DIFFUSION.items()}
 PATH_AND_SAMPLER |= {name: (STRAIGHT, sampler) for name, sampler in FLOW_SAMPLERS.items()}
 EVALUATIONS = {"midpoint": 2, "heun": 2}  # in a step; others have one
+DEFAULT_STEPS = {"ddpm": 1000, "dpm_solver": 20, "dpm_solver_3m": 12, "euler": 50, "midpoint": 10, "heun": 10}
 per_sampler = pytest.mark.parametrize(("path", "sampler"), PATH_AND_SAMPLER.values(), ids=PATH_AND_SAMPLER)
 
 
@@ -224,25 +225,15 @@ def test_samples_keep_their_shape_and_all_is_computed_where_they_are(path, sampl
     assert (ends.shape, ends.device) == (x.shape, x.device)
 
 
-@per_sampler
-@pytest.mark.parametrize("n_steps", [1, 2, 9])
-def test_n_steps_is_honoured(path, sampler, n_steps, request):
-    counts = []
+@pytest.mark.parametrize("name", STEPS_AND_ERROR)
+@pytest.mark.parametrize("n_steps", [1, 2, 9, None])
+def test_n_steps_is_honoured_and_has_a_default(name, n_steps):
+    (path, sampler), counts = PATH_AND_SAMPLER[name], []
+    default = DEFAULT_STEPS.get(name, 100)
     sampler(build_denoiser(path, counts=counts), start(), n_steps=n_steps, generators=Generators(0, range(5)))
-    assert len(counts) == n_steps * EVALUATIONS.get(request.node.callspec.id.split("-")[-1], 1)
+    assert len(counts) == (n_steps or default) * EVALUATIONS.get(name, 1)
     assert counts[0] == path.network_time(torch.zeros(()))
     assert counts == sorted(counts, reverse=path is PATH)
-
-
-@pytest.mark.parametrize(
-    ("name", "n_evaluations"),
-    {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "dpm_solver_3m": 12, "euler": 50, "midpoint": 20, "heun": 20}.items(),
-)
-def test_without_n_steps_the_default_is_taken(name, n_evaluations):
-    (path, sampler), counts = PATH_AND_SAMPLER[name], []
-    denoiser = Denoiser(lambda x, k: counts.append(k) or x, path, TARGETS["v"])
-    sampler(denoiser, start(1), generators=Generators(0, [0]))
-    assert len(counts) == n_evaluations
 
 
 def test_the_default_is_at_most_the_timesteps_of_the_path():
