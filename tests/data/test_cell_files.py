@@ -185,8 +185,6 @@ COLUMNS = {
     "whole classes": pd.Series(WHOLE, dtype="category"),
     "nullable whole": pd.Series(WHOLE, dtype="Int64"),
     "decimal": pd.Series(DECIMAL),
-    "decimal classes": pd.Series(DECIMAL, dtype="category"),
-    "truth": pd.Series([True, False, True]),
     "text": pd.Series(LETTERS, dtype=object),
     "text classes": pd.Series(LETTERS, dtype="category"),
     "nullable text": pd.Series(LETTERS, dtype="string"),
@@ -204,13 +202,12 @@ def columns_in_files(adata, write):
     """Write a condition in one file as one kind of column, and in the next one as another."""
 
     def files(*kinds):
-        with anndata.settings.override(allow_write_nullable_strings=True):
-            return [written(number, kind) for number, kind in enumerate(kinds)]
-
-    def written(number, kind):
-        cells = adata[:3].copy()
-        cells.obs["key"] = COLUMNS[kind].array
-        return write(cells, f"{number}.h5ad")
+        paths, cells = [], adata[:3].copy()
+        for number, kind in enumerate(kinds):
+            cells.obs["key"] = COLUMNS[kind].array
+            with anndata.settings.override(allow_write_nullable_strings=True):
+                paths.append(write(cells, f"{number}.h5ad"))
+        return paths
 
     return files
 

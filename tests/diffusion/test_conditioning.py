@@ -16,24 +16,14 @@ from scgen_diffusion.diffusion import (
 SCALES = st.lists(st.floats(-2, 5).map(lambda s: round(s, 3)), min_size=1, max_size=5)
 
 
-def draw_classes(n_samples, n_classes, seed=0):
-    """Return class indices ``(n_samples, keys)``, none of them null, and what the columns mean."""
-    generator = torch.Generator().manual_seed(seed)
-    columns = [torch.randint(n, (n_samples,), generator=generator) for n in n_classes]
-    condition = torch.stack(columns, 1) if columns else torch.empty(n_samples, 0, dtype=torch.long)
-    return condition, ConditionColumns(
-        torch.tensor(n_classes, dtype=torch.long), torch.arange(len(n_classes)), len(n_classes)
-    )
-
-
-def draw_columns(n_columns, *, is_number):
-    """Return keys with this many columns each, numbers or classes, and a condition ``(7, columns)`` without nulls."""
+def draw_columns(n_columns, n=7, *, is_number=False):
+    """Return keys with this many columns each, numbers or classes, and a condition ``(n, columns)`` without nulls."""
     key = torch.repeat_interleave(torch.arange(len(n_columns)), torch.tensor(n_columns, dtype=torch.long))
     generator = torch.Generator().manual_seed(0)
     if is_number:
-        null, condition = torch.full((len(key),), -torch.inf), torch.randn(7, len(key), generator=generator)
+        null, condition = torch.full((len(key),), -torch.inf), torch.randn(n, len(key), generator=generator)
     else:
-        null, condition = torch.full((len(key),), 9), torch.randint(9, (7, len(key)), generator=generator)
+        null, condition = torch.full((len(key),), 9), torch.randint(9, (n, len(key)), generator=generator)
     return ConditionColumns(null, key, len(n_columns)), condition
 
 
@@ -76,7 +66,7 @@ def test_each_strategy_drops_whole_keys_of_whole_samples_or_batches(strategy, n_
 
 
 def test_mutually_exclusive_shows_every_key_in_an_equal_share_of_batches():
-    condition, columns = draw_classes(1, (4, 4, 4))
+    columns, condition = draw_columns([1, 1, 1], 1)
     generator = torch.Generator().manual_seed(0)
     dropped = [MutuallyExclusive().drop(condition, columns, 0.0, generator) for _ in range(3_000)]
     shown = (torch.cat(dropped) != columns.null).sum(0)
@@ -86,7 +76,7 @@ def test_mutually_exclusive_shows_every_key_in_an_equal_share_of_batches():
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.8])
 def test_every_strategy_drops_as_often_as_its_coins_say(probability):
     n, p = 40_000, probability
-    condition, columns = draw_classes(n, (3, 2))
+    columns, condition = draw_columns([1, 1], n)
     for strategy in ("joint", "mutually_exclusive"):
         is_dropped = (drop(strategy, condition, columns, p) == columns.null).all(1)
         assert abs(is_dropped.double().mean() - p) < 4 * (p * (1 - p) / n) ** 0.5
@@ -100,7 +90,7 @@ def test_every_strategy_drops_as_often_as_its_coins_say(probability):
 
 def test_one_key_alone_is_dropped_as_often_as_by_joint():
     n, probability = 20_000, 0.3
-    condition, columns = draw_classes(n, [3])
+    columns, condition = draw_columns([1], n)
     dropped = Additive().drop(condition, columns, probability, torch.Generator().manual_seed(0))
     assert torch.equal(dropped, drop("joint", condition, columns, probability))
 

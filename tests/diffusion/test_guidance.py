@@ -47,13 +47,6 @@ def build_field(network, condition, columns, strategy, scales):
     return GuidedField(network, condition, columns, Guidance.of(CONDITION_STRATEGIES[strategy], scales))
 
 
-def predictions(x_t, t, condition, columns):
-    """Evaluate the network without, with all, and with each single key."""
-    network = RecordingNetwork()
-    single = [network(x_t, t, columns.keep(condition, [k])) for k in range(columns.n_keys)]
-    return network(x_t, t, columns.keep(condition, [])), network(x_t, t, condition), single
-
-
 @given(scales=st.lists(SCALES, min_size=1, max_size=3))
 @example(scales=[0.0, 0.0])
 @example(scales=[1.0, 1.0])
@@ -62,7 +55,8 @@ def predictions(x_t, t, condition, columns):
 def test_guidance_follows_its_formulas(scales):
     x_t, t, condition, columns = build_inputs([3, 4, 2][: len(scales)])
     network = RecordingNetwork()
-    v_null, v_all, single = predictions(x_t, t, condition, columns)
+    v_null, v_all = network(x_t, t, columns.keep(condition, [])), network(x_t, t, condition)
+    single = [network(x_t, t, columns.keep(condition, [key])) for key in range(columns.n_keys)]
     keys = [key for key, scale in enumerate(scales) if scale]  # additive guidance sees no others
     v_keys = network(x_t, t, columns.keep(condition, keys))
     lacking = {key: network(x_t, t, columns.keep(condition, [k for k in keys if k != key])) for key in keys}
