@@ -184,10 +184,10 @@ def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:
     if found.equals(genes):
         return
     if len(missing := genes.difference(found)):
+        some, own = list(missing[:3]), list(found[:3])
         msg = (
-            f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}; "
+            f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {some}; it has {own}."
         )
-        msg += f"its own are {list(found[:3])} ..."
         raise ValueError(msg)
     if not (found.is_unique and genes.is_unique):
         msg = f"`{name}` and the real cells have other orders of genes, whose names must then be unique."
@@ -200,16 +200,12 @@ def matrix_of(
     """Return the values, and the base of their logarithms (None for counts). Generated cells may lack the layer."""
     if not isinstance(cells, AnnData):
         return cells, None
-    if (
-        is_generated
-        and (layer := layer_of(cells, layer)) is None
-        and COUNTS_LAYER in cells.layers
-        and cells.X is not None
-    ):
-        _warn_of_other_counts(cells, name)
-    if layer is None:
-        layer = COUNTS_LAYER if COUNTS_LAYER in cells.layers else None
-    elif layer not in cells.layers:
+    layer = layer_of(cells, layer) if is_generated else layer
+    if layer is None and COUNTS_LAYER in cells.layers:
+        layer = COUNTS_LAYER
+        if is_generated and cells.X is not None:
+            _warn_of_other_counts(cells, name)
+    if layer is not None and layer not in cells.layers:
         msg = f"`{name}` has no layer {layer!r}; its layers are {layer_names(cells)}."
         raise KeyError(msg)
     if (matrix := cells.X if layer is None else cells.layers[layer]) is None:
@@ -330,9 +326,7 @@ class Source:
 
     def count_empty(self) -> int:
         """Return the number of cells without any count."""
-        starts = range(0, len(self), CHUNK)
-        chunks = (self.values(np.arange(start, min(start + CHUNK, len(self)))) for start in starts)
-        return sum(int((chunk.sum(axis=1) == 0).sum()) for chunk in chunks)
+        return sum(int((chunk.values.sum(axis=1) == 0).sum()) for chunk in self.chunks(np.arange(len(self))))
 
 
 def _rows_of(matrix: sp.spmatrix | NDArray | CSRDataset, rows: NDArray) -> sp.spmatrix | NDArray:
