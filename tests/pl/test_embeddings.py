@@ -146,13 +146,6 @@ def test_a_label_that_real_cells_lack_takes_no_colour_of_another(first_component
     assert len({marks[label] for label in LABELS}) == 3
 
 
-@pytest.mark.parametrize("palette", [{"T": "black", "B": "white", "NK": "gray"}, ["black", "white", "gray"]])
-def test_a_palette_goes_before_uns(first_components, palette):
-    axes = draw(color="cell_type", palette=palette)
-
-    assert {tuple(color) for color in drawn_points(axes[0])[1]} == {to_rgb(c) for c in ("black", "white", "gray")}
-
-
 def test_labels_of_one_set_only_and_missing_ones_are_named(first_components):
     synthetic = make_cells(seed=1, labels=["T", "B", "new"])
     synthetic.obs.loc[synthetic.obs_names[:3], "cell_type"] = np.nan
@@ -204,8 +197,6 @@ def test_missing_and_infinite_numbers_are_grey_and_a_column_of_them_is_refused(f
     [
         ({"color": "celltype"}, KeyError, "`color`.*cell_type"),
         ({"color": "Gene_3"}, KeyError, "`color`.*gene_3"),
-        ({"color": "cell_type", "palette": {"T": "red"}}, ValueError, "palette"),
-        ({"color": "cell_type", "palette": ["red"]}, ValueError, "palette"),
         ({"max_cells": 1}, ValueError, "max_cells"),
         ({"axs": []}, ValueError, "axs"),
         ({"synthetic": make_cells().X}, TypeError, "synthetic"),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from ._figures import Color, Side
+    from ._figures import Side
 
 
 def umap(
@@ -50,7 +50,6 @@ def umap(
     train: AnnData | None = None,
     layer: str | None = None,
     max_cells: int = 10_000,
-    palette: Mapping[str, Color] | Sequence[Color] | None = None,
     seed: int = 0,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
@@ -66,16 +65,14 @@ def umap(
     real, synthetic
         Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     color
-        Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Missing labels and numbers are
-        grey.
+        Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Labels have the colours of
+        ``real.uns[f"{color}_colors"]``, else scanpy's. Missing labels and numbers are grey.
     train
         Real cells, such as the training cells, to take the principal components from instead.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
         Most cells to draw of each set. Of the larger set, as many as of the smaller one are drawn at random.
-    palette
-        Colour of each label, or colours in label order. Default: ``real.uns[f"{color}_colors"]``, else scanpy's.
     seed
         Seed of the subsampling and of UMAP.
     axs
@@ -95,7 +92,7 @@ def umap(
     KeyError
         If `color` is neither a column of both `obs` nor a gene.
     ValueError
-        If genes are missing, values are not expression, there are too few cells, the palette lacks labels, or a column
+        If genes are missing, values are not expression, there are too few cells, or a column
         of numbers has none.
 
     Examples
@@ -109,7 +106,7 @@ def umap(
     n_cells = min(real.n_obs, synthetic.n_obs, check_count("max_cells", max_cells, least=2))
     sides = sides_of(real, synthetic, layer=layer, max_cells=n_cells, seed=seed)
     names = as_list(color) or [None]
-    looks = [look_of(name, sides, palette) for name in names]
+    looks = [look_of(name, sides) for name in names]
     expressions = [side.expression for side in sides.values()]
     if train is None:
         reference = Expression(sp.vstack([part.values for part in expressions]), None)
@@ -140,8 +137,8 @@ def umap(
 
 
 def look_of(
-    color: str | None, sides: Mapping[str, Side], palette: Mapping[str, Color] | Sequence[Color] | None
-) -> tuple[Sequence[Any], dict[str, Color], ScalarMappable | None]:
+    color: str | None, sides: Mapping[str, Side]
+) -> tuple[Sequence[Any], dict[str, Any], ScalarMappable | None]:
     """Return the colours of both sets by a column of both `obs` or a gene, a legend, and a scale of numbers."""
     if color is None:
         return list(SOURCES.values()), {}, None
@@ -158,13 +155,13 @@ def look_of(
     if all(is_numeric_dtype(column) and not is_bool_dtype(column) for column in columns):
         return number_colors(color, [column.astype(float).to_numpy() for column in columns])
     labels = [as_labels(column) for column in columns]
-    legend = label_colors(real, color, label_order(real, color, *labels), palette)
+    legend = label_colors(real, color, label_order(real, color, *labels))
     return [to_rgba_array([legend[label] for label in series]) for series in labels], legend, None
 
 
 def number_colors(
     color: str, numbers: Sequence[NDArray]
-) -> tuple[list[NDArray], dict[str, Color], ScalarMappable | None]:
+) -> tuple[list[NDArray], dict[str, Any], ScalarMappable | None]:
     """Return the colours of numbers on one scale. Infinite ones are grey, like missing ones: no scale holds all."""
     numbers = [np.where(np.isfinite(part), part, np.nan) for part in numbers]
     both = np.concatenate(numbers)
@@ -173,7 +170,7 @@ def number_colors(
         raise ValueError(msg)
     norm = Normalize(np.nanmin(both), np.nanmax(both))
     scale = ScalarMappable(norm, plt.get_cmap("viridis").with_extremes(bad=MISSING_COLOR))
-    legend: dict[str, Color] = {"no number": MISSING_COLOR} if np.isnan(both).any() else {}
+    legend: dict[str, Any] = {"no number": MISSING_COLOR} if np.isnan(both).any() else {}
     return [scale.to_rgba(part) for part in numbers], legend, scale
 
 

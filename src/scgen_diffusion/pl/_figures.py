@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +20,7 @@ from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from anndata import AnnData
     from matplotlib.artist import Artist
@@ -43,7 +42,6 @@ MOST_LABELS = 100  # of a picture; larger ones are unreadable and take gigabytes
 MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap
 MOST_NAMED = 60  # rows or columns of a heat map, whose names would overlap otherwise
 MOST_VECTORS = 2_000  # with more points, a vector graphic would be too large
-Color: TypeAlias = "str | tuple[float, float, float, float]"
 
 MISSING_COLOR = "lightgray"
 LEAST_OF_LABEL = 50  # cells that subsampling leaves of a label
@@ -283,36 +281,13 @@ def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
     return [label for label in dict.fromkeys([*order, *unknown, NO_LABEL]) if label in present]
 
 
-def label_colors(
-    real: AnnData, key: str, labels: Sequence[str], palette: Mapping[str, Color] | Sequence[Color] | None
-) -> dict[str, Color]:
-    """Give every label its colour from the palette, from ``real.uns``, or from scanpy."""
+def label_colors(real: AnnData, key: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Give every label its colour from ``real.uns``, or from scanpy."""
     named = [label for label in labels if label != NO_LABEL]
-    if palette is not None:
-        colors = palette_of(named, palette)
-    else:
-        categories = categories_of(real, key)
-        stored = list(real.uns.get(f"{key}_colors", ()))
-        is_usable = len(stored) >= len(categories) and all(map(is_color_like, stored))  # as in scanpy
-        colors = dict(zip(categories, stored, strict=False)) if is_usable else {}
-        others = [label for label in dict.fromkeys([*categories, *named]) if label not in colors]
-        colors |= scanpy_colors(others, taken=colors.values())
+    categories = categories_of(real, key)
+    stored = list(real.uns.get(f"{key}_colors", ()))
+    is_usable = len(stored) >= len(categories) and all(map(is_color_like, stored))  # as in scanpy
+    colors = dict(zip(categories, stored, strict=False)) if is_usable else {}
+    others = [label for label in dict.fromkeys([*categories, *named]) if label not in colors]
+    colors |= scanpy_colors(others, taken=colors.values())
     return {label: colors.get(label, MISSING_COLOR) for label in labels}
-
-
-def palette_of(labels: Sequence[str], palette: Mapping[str, Color] | Sequence[Color]) -> dict[str, Color]:
-    """Return the colours of a palette by label: by value, or in the order of the labels.
-
-    Raises
-    ------
-    ValueError
-        If a label has none.
-    """
-    if isinstance(palette, Mapping):
-        colors = dict(zip(as_labels(pd.Series(list(palette))), palette.values(), strict=True))
-    else:
-        colors = dict(zip(labels, palette, strict=False))
-    if lacking := [label for label in labels if label not in colors]:
-        msg = f"`palette` has no colour for {lacking[0]!r}. {known_names(lacking[0], list(colors))}"
-        raise ValueError(msg)
-    return colors

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from ._figures import choose, finish, panels, plain_numbers, without_frame
+from ._figures import finish, panels, plain_numbers, without_frame
 
 if TYPE_CHECKING:
     import os
@@ -24,7 +24,6 @@ COLORS = {TRAIN: "#56B4E9", VALIDATION: "#0072B2"}
 
 def training_history(
     model: object,
-    losses: str | Sequence[str] | None = None,
     *,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
@@ -32,16 +31,14 @@ def training_history(
 ) -> list[Axes] | None:
     """Plot the losses of training and validation cells over the epochs, one panel per training stage.
 
-    The star marks the epoch with the lowest validation loss.
+    The star marks the epoch with the lowest validation loss. Shown is the loss of each stage's network, such as
+    ``"autoencoder_loss"`` and ``"prior_velocity_loss"``; the whole loss of a stage, such as ``"prior_loss"``, includes
+    the library-size head, which overfits early.
 
     Parameters
     ----------
     model
         A trained model of this package or scvi-tools, or its ``history``.
-    losses
-        Losses to show, such as ``"prior_velocity_loss"``: names in the history without ``_train`` or ``_validation``.
-        Default: the loss of each stage's network, such as ``"autoencoder_loss"`` and ``"prior_velocity_loss"``. The
-        whole loss of a stage, such as ``"prior_loss"``, includes the library-size head, which overfits early.
     axs
         Axes to draw on, one per loss.
     show
@@ -57,7 +54,7 @@ def training_history(
     Raises
     ------
     ValueError
-        If there is no history, or it lacks a loss.
+        If there is no history.
     """
     curves, history = {}, getattr(model, "history", model)
     for name, table in history.items() if isinstance(history, Mapping) else ():
@@ -69,11 +66,10 @@ def training_history(
         msg = f"`model` ({type(model).__name__}) has no training history; call train() first."
         raise ValueError(msg)
     names = list(dict.fromkeys(name.removesuffix(TRAIN).removesuffix(VALIDATION) for name in curves))
-    if losses is None:  # the loss of each stage, "<stage>_loss"; the ELBO of scvi-tools' models; else everything
-        of_stages = [name for name in names if name.endswith("_loss") and name.count("_") == 1]
-        losses = [_of_network(name, curves) for name in of_stages if name != "reconstruction_loss"]
-        losses = losses or [name for name in names if name == "elbo"] or names
-    losses = choose("losses", losses, names)
+    # the loss of each stage, "<stage>_loss"; the ELBO of scvi-tools' models; else everything
+    of_stages = [name for name in names if name.endswith("_loss") and name.count("_") == 1]
+    losses = [_of_network(name, curves) for name in of_stages if name != "reconstruction_loss"]
+    losses = losses or [name for name in names if name == "elbo"] or names
     axes = panels(len(losses), axs, size=(3.9, 3.2), sharey=False)
     for ax, loss in zip(axes, losses, strict=True):
         shown = {kind: curves[loss + kind] for kind in COLORS if loss + kind in curves}
