@@ -1,5 +1,7 @@
 """Masked molecules: Bayes' rule for genes that the network knows nothing else about, its training, and its cells."""
 
+import math
+
 import pytest
 import torch
 
@@ -30,27 +32,23 @@ class Silent(torch.nn.Module):
         return torch.zeros(len(features), 2, features.shape[1])
 
 
-@pytest.fixture
-def network():
+def build(log_total=6.0):
+    """Build a network for cells of this typical total."""
     network = MoleculeNetwork(Silent(), len(SHARE))
-    network.start_from(MoleculeSummary(SHARE, torch.tensor(6.0), torch.tensor(0.5)))
+    network.start_from(MoleculeSummary(SHARE, torch.tensor(log_total), torch.tensor(0.5)))
     network.log_theta.data.copy_(THETA.log())
     return network
 
 
-def network_for(total):
-    """Build a network for cells of this typical total."""
-    network = MoleculeNetwork(Silent(), len(SHARE))
-    log_total = torch.tensor(float(total)).log()
-    network.start_from(MoleculeSummary(SHARE, log_total, torch.tensor(0.5)))
-    return network
+@pytest.fixture
+def network():
+    return build()
 
 
 @pytest.mark.parametrize("total", [1_700, 30_000, 1_000_000])
 def test_the_first_of_64_steps_unmasks_two_molecules_at_most_however_deep_the_cells_are(total):
-    network = network_for(total)
+    network, loaded = build(math.log(total)), build()
     assert total * network.path.alpha(torch.tensor(1 / 64)) < 2
-    loaded = network_for(1_000)
     loaded.load_state_dict(network.state_dict())
     assert loaded.path == network.path
 
@@ -111,14 +109,11 @@ def test_a_summary_of_batches_is_that_of_all_cells():
     x = torch.poisson(torch.full((30, 5), 2.0), torch.Generator().manual_seed(0))
     x[:, 4] = 0
 
-    whole, parts = MoleculeSummary.of([x]), MoleculeSummary.of(x.split(7))
+    summary, totals = MoleculeSummary.of(x.split(7)), x.sum(1).log()
 
-    totals = x.sum(1).log()
-    torch.testing.assert_close(parts.share, (x.sum(0) + 0.5) / (x.sum() + 2.5))
-    torch.testing.assert_close(parts.log_total_mean, totals.mean())
-    torch.testing.assert_close(parts.log_total_std, totals.std(correction=0))
-    for name in ("share", "log_total_mean", "log_total_std"):
-        torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
+    torch.testing.assert_close(summary.share, (x.sum(0) + 0.5) / (x.sum() + 2.5))
+    torch.testing.assert_close(summary.log_total_mean, totals.mean())
+    torch.testing.assert_close(summary.log_total_std, totals.std(correction=0))
 
 
 # --- the module -------------------------------------------------------------------------------------------------------
@@ -141,12 +136,7 @@ def test_a_tenth_of_the_genes_is_hidden_in_training_only():
 def test_profiles_are_those_of_cells_with_totals_of_the_default_distribution():
     module, none = module_of(5, library_size="normal"), torch.zeros(50, 0)
     module.library_size.fit(torch.tensor([0.0] * 9 + [9.0]), none[:10])
-    options = {
-        "guidance": Guidance.of(Joint(), []),
-        "sampler": UnmaskingSampler(),
-        "n_steps": 4,
-        "n_wanted": 50,
-    }
+    options = {"guidance": Guidance.of(Joint(), []), "sampler": UnmaskingSampler(), "n_steps": 4, "n_wanted": 50}
 
     with torch.no_grad():
         counts = module.sample_cells(none, Generators(0, range(50)), library_size="normal", output="counts", **options)

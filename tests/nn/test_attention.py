@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.functional import multi_head_attention_forward
+from torch import nn
 
 from scgen_diffusion.nn import SelfAttention, SubspaceAttention, _attention
 from scgen_diffusion.nn._attention import CrossAttention, attend_to_scaled_rows
@@ -24,26 +24,12 @@ def attend(attention, queries, tokens, mask=None):
 
 
 def reference(queries, tokens, weight, bias, project_out, mask=None):
-    """Let torch's own multi-head attention, which wants tokens first, compute the same."""
-    attended, _ = multi_head_attention_forward(
-        queries.transpose(0, 1),
-        tokens.transpose(0, 1),
-        tokens.transpose(0, 1),
-        embed_dim_to_check=WIDTH,
-        num_heads=N_HEADS,
-        in_proj_weight=weight,
-        in_proj_bias=bias,
-        bias_k=None,
-        bias_v=None,
-        add_zero_attn=False,
-        dropout_p=0.0,
-        out_proj_weight=project_out.weight,
-        out_proj_bias=project_out.bias,
-        training=False,
-        key_padding_mask=None if mask is None else ~mask,
-        need_weights=False,
-    )
-    return attended.transpose(0, 1)
+    """Let torch's own multi-head attention compute the same."""
+    own = nn.MultiheadAttention(WIDTH, N_HEADS, batch_first=True, dtype=torch.float64)
+    state = {"in_proj_weight": weight, "in_proj_bias": torch.zeros(3 * WIDTH) if bias is None else bias}
+    state |= {"out_proj.bias": torch.zeros(WIDTH)}  # unless it has one
+    own.load_state_dict(state | {f"out_proj.{name}": value for name, value in project_out.state_dict().items()})
+    return own(queries, tokens, tokens, key_padding_mask=None if mask is None else ~mask, need_weights=False)[0]
 
 
 @pytest.mark.parametrize("bias", [False, True])
