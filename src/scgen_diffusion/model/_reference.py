@@ -89,7 +89,6 @@ def load_reference(
         raise ValueError(msg) from error
     codes = np.array([*product(*(range(len(values)) for values in categories.values()))], dtype=int)
     model.combinations_, model.combination_sizes_ = codes, np.ones(len(codes), dtype=int)
-    model._record_trained("autoencoder", "prior")
     model.module.eval()
     return model
 

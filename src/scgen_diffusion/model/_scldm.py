@@ -254,7 +254,9 @@ class SCLDM(AutoencoderModel):
         ValueError
             If the file is damaged or unsafe, or genes or categories do not fit the weights.
         """
-        return load_reference(cls, path, var_names=var_names, categories=categories, ema=ema, **architecture)
+        model = load_reference(cls, path, var_names=var_names, categories=categories, ema=ema, **architecture)
+        model._record_trained("autoencoder", "prior")
+        return model
 
     def _train_autoencoder(self, run: StageRun) -> StagePlan:
         if "autoencoder" not in self.trained_stages_:

@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, is_number
@@ -49,13 +50,7 @@ FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights have single precision
 #: Arguments of Lightning's trainer that are set here. Its limit of time would count a stage as finished.
 OF_STAGES = {"gradient_clip_val", "enable_checkpointing", "use_distributed_sampler", "overfit_batches", "max_time"}
-NEEDLESS_WARNINGS = (
-    ".*does not have many workers",
-    ".*has `shuffle=True`",
-    ".*have no `val_dataloader`",
-    ".*available but not used",
-    "Total length of .* across ranks is zero",  # no cells to validate on
-)
+NEEDLESS_WARNINGS = "available but not used|Total length of .* across ranks is zero"  # no cells to validate on
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -203,8 +198,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
                 warnings.filterwarnings("ignore", category=category, module=r"(lightning|torch|scvi)\b")
-            for message in NEEDLESS_WARNINGS:
-                warnings.filterwarnings("ignore", message=message)
+            warnings.filterwarnings("ignore", message=f".*({NEEDLESS_WARNINGS})")
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)  # of few workers and the like
             yield
     finally:
         lightning.setLevel(before)
