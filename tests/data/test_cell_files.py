@@ -407,3 +407,15 @@ def test_a_damaged_file_is_named(adata, write, tmp_path, damage):
 
     with pytest.raises((ValueError, KeyError), match=r"damaged\.h5ad"):
         CellFiles([whole, path], condition_keys=["cell_type"])
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_files_that_are_replaced_are_noticed_when_they_are_read(adata, write, suffix):
+    cells = CellFiles(path := write(adata, f"cells{suffix}"), **KEYS)
+
+    path.rename(path.with_name("old"))
+    write(adata[:, ::-1].copy(), f"cells{suffix}")
+
+    for read in (cells.check, lambda: cells.read([0]), lambda: cells.matrix.read(np.arange(3))):
+        with pytest.raises(ValueError, match=f"cells{suffix} was replaced"):
+            read()

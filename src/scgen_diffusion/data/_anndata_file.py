@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,6 @@ from ._labels import widen
 from ._matrices import FileMatrix, naming_file, read_part
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
 NAMES_AT_A_TIME = 65_536
@@ -54,6 +54,23 @@ class AnnDataFile:
             if not is_table or "encoding-type" not in _index_of(root[part]).attrs:
                 msg = f"{name} is not an AnnData file of anndata 0.8 or later: it has no such table {part!r}."
                 raise ValueError(msg)
+        self._written = self._stats()
+
+    def _stats(self) -> list[tuple[int, int]]:
+        """Return size and time of the file, or of the files that describe a store."""
+        if isinstance(self.root, h5py.Group):
+            paths = [Path(self.root.file.filename).absolute()]
+        else:
+            paths = sorted(path for path in (Path(self.root.store.root) / self.root.path).iterdir() if path.is_file())
+        return [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
+
+    def check_unchanged(self) -> None:
+        """Raise if the file was replaced or removed: its cells would be read under the old names of genes and cells."""
+        with suppress(OSError):
+            if self._written == self._stats():
+                return
+        msg = f"{self.name} was replaced or removed after it was opened. Open it again."
+        raise ValueError(msg)
 
     def close(self) -> None:
         """Close the file, which AnnData in one file share."""
@@ -134,7 +151,7 @@ class AnnDataFile:
             msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', self.layers)}"
             raise KeyError(msg)
         element = self.root["X"] if layer is None else self.root["layers"][layer]
-        matrix = FileMatrix(element, self.where(layer))
+        matrix = FileMatrix(element, self.where(layer), self.check_unchanged)
         if matrix.stored_shape != (expected := (self.n_cells, len(self.var))):
             msg = f"{self.where(layer)} is damaged: its shape is {matrix.stored_shape}, that of the tables {expected}."
             raise ValueError(msg)

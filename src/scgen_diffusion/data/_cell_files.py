@@ -275,10 +275,12 @@ class CellFiles:
         return self
 
     def check(self) -> None:
-        """Raise ValueError if the files were closed."""
+        """Raise ValueError if the files were closed or replaced."""
         if self._is_closed:
             msg = "The files were closed; open them again with `CellFiles.like(model.registry, paths)`."
             raise ValueError(msg)
+        for file in self.files:
+            file.check_unchanged()
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""

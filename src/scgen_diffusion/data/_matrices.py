@@ -13,7 +13,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from scgen_diffusion._files import explain_failed_read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
 Rows: TypeAlias = np.ndarray | sp.csr_matrix
@@ -134,6 +134,8 @@ class FileMatrix:
         Element of the file: an array, or a group with ``data``, ``indices`` and ``indptr``.
     name
         Name of the matrix in error messages.
+    check_unchanged
+        Raises if the file was replaced.
 
     Attributes
     ----------
@@ -146,8 +148,8 @@ class FileMatrix:
         For a matrix that is stored by columns.
     """
 
-    def __init__(self, element: Any, name: str) -> None:
-        self.element, self.name = element, name
+    def __init__(self, element: Any, name: str, check_unchanged: Callable[[], None] = lambda: None) -> None:
+        self.element, self.name, self.check_unchanged = element, name, check_unchanged
         self.columns: np.ndarray | None = None
         self.is_sparse = not hasattr(element, "dtype")
         if self.is_sparse and element.attrs["encoding-type"] != "csr_matrix":
@@ -171,7 +173,10 @@ class FileMatrix:
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows in ascending order."""
         parts = np.split(rows, np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1)
-        return stack_rows([self._select(part) for part in parts])
+        try:
+            return stack_rows([self._select(part) for part in parts])
+        finally:
+            self.check_unchanged()  # also if the new file cannot be read
 
     @property
     def rows_per_chunk(self) -> float:
