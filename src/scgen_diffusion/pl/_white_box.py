@@ -108,16 +108,15 @@ def layer_statistics(
     return finish(axes, show, save)
 
 
-def coding_rate(table: pd.DataFrame, *, subspaces: bool = True, **kwargs: object) -> list[Axes] | None:
-    """Plot the coding rate of the tokens before (solid) and after (dashed) the attention of each layer.
+def coding_rate(table: pd.DataFrame, **kwargs: object) -> list[Axes] | None:
+    """Plot the coding rate of tokens in the heads' subspaces before (solid) and after (dashed) each layer's attention.
+
+    This rate, :math:`R^c`, is what attention is designed to lower.
 
     Parameters
     ----------
     table
         What :func:`~scgen_diffusion.interpret.layer_statistics` returned.
-    subspaces
-        Whether to plot the rate within the subspaces of the heads, :math:`R^c`, which attention is designed to lower,
-        or that of the tokens as a whole, :math:`R`.
     **kwargs
         See :func:`layer_statistics`.
 
@@ -126,8 +125,7 @@ def coding_rate(table: pd.DataFrame, *, subspaces: bool = True, **kwargs: object
     list of matplotlib.axes.Axes or None
         The axes, or None if the figure is shown.
     """
-    name = "subspace_coding_rate" if subspaces else "coding_rate"
-    return layer_statistics(table, [f"{name}_before", f"{name}_after"], **kwargs)
+    return layer_statistics(table, ["subspace_coding_rate_before", "subspace_coding_rate_after"], **kwargs)
 
 
 def head_loadings(

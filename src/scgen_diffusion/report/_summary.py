@@ -45,11 +45,6 @@ class Summary:
     headline: str
     table: pd.DataFrame
 
-    @property
-    def is_judged(self) -> bool:
-        """Whether any metric could be judged."""
-        return bool((self.table["level"] != "not judged").any())
-
     def of_level(self, level: Level) -> list[str]:
         """Return the metrics of a level, with the group where it is not all cells."""
         rows = self.table[self.table["level"] == level]
