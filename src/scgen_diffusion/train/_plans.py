@@ -411,10 +411,7 @@ class StagePlan(pl.LightningModule):
             If it belongs to another model, other cells or other settings, or the model was trained since.
         """
         if why := self._why_refused(checkpoint):
-            msg = (
-                f"The checkpoint of the {self.name} {why}. Use another `checkpoint_dir`, or remove {self.name}.ckpt "
-                "(on the command line, `--restart`)."
-            )
+            msg = f"The checkpoint of the {self.name} {why}. Use another `checkpoint_dir`, or remove {self.name}.ckpt."
             raise ValueError(msg)
         for name in ("losses_before", "seed", "n_epochs_done", "losses", "best_round"):
             setattr(self, name, checkpoint[name])
