@@ -1,8 +1,7 @@
 """The engine between a request for cells and the network: no AnnData goes in or out, and no files."""
 
-from ._counterfactual import Counterfactual
 from ._generator import CellGenerator
-from ._request import CellRequest, SamplingOptions, check_batch_size, describe_condition
+from ._request import CellRequest, Counterfactual, SamplingOptions, check_batch_size, describe_condition
 from ._rows import check_finite, rows_of
 from ._support import LackingChanges, MeanChange, PerturbedGroups, Support, support_columns
 

@@ -17,11 +17,10 @@ from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import OPEN, digest_of, to_plain
 from scgen_diffusion.diffusion import Generators, Guidance, block_size, check_sampler, samplers_for
 
-from ._counterfactual import blocks_of, predict_block
 from ._library_sizes import resolve_library_size
 from ._request import SamplingOptions, check_batch_size, describe_library_size, describe_sampler
 from ._rows import check_finite, rows_of
-from ._support import LackingChanges, PerturbedGroups, combination_codes, judge, support_columns
+from ._support import LackingChanges, PerturbedGroups, combination_codes, judge, sum_profiles, support_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,8 +34,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.perturbation import ProfileSums
 
-    from ._counterfactual import Counterfactual
-    from ._request import CellRequest
+    from ._request import CellRequest, Counterfactual
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -307,8 +305,17 @@ class CellGenerator:
         tuple
             Values ``(cells, genes)`` of a block, in order, and sums of profiles if they are wanted.
         """
-        blocks = blocks_of(batches, self.block_size, first)
-        return self._over_blocks(partial(predict_block, self.module, request, self.without_ignored), blocks, batch_size)
+
+        def blocks() -> Iterator[tuple[Tensor, np.ndarray, int]]:
+            """Cut the batches into whole blocks, the last one padded with repeated cells."""
+            size, start = self.block_size, first
+            for x in batches:
+                for begin in range(0, len(x), size):
+                    picked = np.minimum(np.arange(begin, begin + size), len(x) - 1)
+                    yield x[picked], start + picked, min(len(x) - begin, size)
+                start += len(x)
+
+        return self._over_blocks(partial(self._predict_block, request), blocks(), batch_size)
 
     def _over_blocks(
         self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None
@@ -355,6 +362,53 @@ class CellGenerator:
         x = rows_of(values, sparse=module.has_zeros(sampling.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
         return x, codes[:n_wanted]
+
+    def _predict_block(
+        self, request: Counterfactual, block: tuple[Tensor, np.ndarray, int]
+    ) -> tuple[Rows, ProfileSums | None]:
+        """Predict a whole block of given cells: their expression, positions in the request, and how many are wanted."""
+        (x, positions, n_wanted), sampling, sizes = block, request.sampling, request.library_size
+        module: Any = self.module
+        generators = Generators(request.seed, positions.tolist(), module.device)
+        own, codes = module.condition_tensor(request.own[positions]), request.codes[positions]
+        new = self.without_ignored(codes, sampling.guidance, sizes, generators)
+        by_flow: dict[str, Any] = {}
+        if request.inversion is None:
+            by_flow["perturbed"] = own, new, None if request.lacking is None else request.lacking.of(codes)
+
+        def predict(generators: Generators) -> Tensor:
+            given: Tensor | None = None
+
+            def move(states: Tensor) -> Tensor:
+                nonlocal given
+                options: dict[str, Any] = {"n_steps": sampling.n_steps, "generators": generators}
+                if request.inversion is None:  # the perturbation flow moves the cells that become perturbed
+                    given = module.unstandardise(states)
+                    return module.perturbed_latents(states, own, new, sampling.sampler, **options)
+                plain = Guidance.of(module.strategy, [1.0] * len(module.conditions))
+                to_noise, to_cells = module.denoiser(own, plain), module.denoiser(new, sampling.guidance)
+                return request.inversion(to_noise, to_cells, states, **options)
+
+            def draw_totals(features: Tensor) -> Tensor:
+                if isinstance(sizes, str):  # moved cells keep their level, as generated ones do
+                    known, start = (features, None) if given is None else (given, own)
+                    return module.draw_totals(sizes, new, known, generators, start)
+                measured = module.decoding_totals(x, features, generators)
+                measured = measured.view(len(measured), *module.library_size.shape)
+                if sizes is None:
+                    return measured
+                wanted = torch.from_numpy(sizes[positions]).to(measured)
+                return torch.where(wanted.isnan(), measured, wanted)
+
+            how = {"output": sampling.output, "keep_residuals": request.keep_residuals, "n_wanted": n_wanted}
+            return module.predict_cells(x, move, draw_totals, generators, **how, **by_flow)[:n_wanted]
+
+        values = module.redraw_empty(predict, generators)
+        rows = rows_of(values, sparse=module.has_zeros(sampling.output))
+        check_finite(rows)
+        if request.group is None:
+            return rows, None
+        return rows, sum_profiles(module, request.group[positions[:n_wanted]], x[:n_wanted], values, sampling.output)
 
     def without_ignored(
         self,

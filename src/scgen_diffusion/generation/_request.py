@@ -14,7 +14,7 @@ from scgen_diffusion._arguments import check_count
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest, RequestedCodes
-    from scgen_diffusion.diffusion import Guidance, Sampler
+    from scgen_diffusion.diffusion import Guidance, Inversion, Sampler
     from scgen_diffusion.nn import InputValues
 
     from ._support import LackingChanges
@@ -76,6 +76,41 @@ class CellRequest:
     def n_cells(self) -> int:
         """Number of cells."""
         return len(self.codes)
+
+
+@dataclass
+class Counterfactual:
+    """A checked request to predict given cells under new conditions.
+
+    Parameters
+    ----------
+    own, codes
+        Codes of their own and of their new conditions, ``(cells, columns)``.
+    sampling
+        Sampler, steps, and guidance on the way to the new condition.
+    inversion
+        The inversion; None to use the trained perturbation flow.
+    keep_residuals
+        Whether cells keep their own residuals or draw new ones.
+    library_size
+        Name of a distribution, totals ``(cells, ...)`` with NaN for the cells' own, or None for the cells' own.
+    seed
+        Seed of all draws.
+    group
+        Number of the group of each cell whose mean changes are wanted, -1 for none, ``(cells,)``. None: no sums.
+    lacking
+        Changes that the decoder lacks; None: none.
+    """
+
+    own: np.ndarray
+    codes: np.ndarray
+    sampling: SamplingOptions
+    inversion: Inversion | None
+    keep_residuals: bool
+    library_size: Any
+    seed: int
+    group: np.ndarray | None = None
+    lacking: LackingChanges | None = None
 
 
 def check_batch_size(batch_size: int | None) -> int:

@@ -1104,8 +1104,8 @@ class DiffusionModel(BaseModelClass):
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        source, rows = self._source(adata_control, "adata_control", None, with_labels=True)
-        given = control_cells(engine.conditions, source, rows, condition)
+        source, _ = self._source(adata_control, "adata_control", None, with_labels=True)
+        given = control_cells(engine.conditions, source, condition)
         method = self._counterfactual_method(given, method)
 
         def read(rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:

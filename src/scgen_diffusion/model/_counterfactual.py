@@ -61,8 +61,6 @@ class ControlCells:
     ----------
     source
         The cells, in memory or in files.
-    rows
-        Their row numbers, ``(cells,)``.
     condition
         The new condition; a table of cells that were given for it.
     requested
@@ -72,7 +70,6 @@ class ControlCells:
     """
 
     source: GivenCells | CellFiles
-    rows: np.ndarray
     condition: Any
     requested: RequestedCodes
     own: np.ndarray
@@ -81,7 +78,7 @@ class ControlCells:
     @property
     def names(self) -> pd.Index:
         """Their names."""
-        return self.source.names(self.rows)
+        return self.source.names(np.arange(len(self.own)))
 
 
 @dataclass
@@ -161,14 +158,14 @@ class Prediction(Job):
         identity = engine.identity(sampling, given.requested, totals) | how
         group = None if groups is None else groups.group
         request = Counterfactual(own, codes, sampling, inversion, keep_residuals, totals, seed, group)
-        obs = None if isinstance(given.source, CellFiles) else writable(given.source.cells.obs.iloc[given.rows])
+        obs = None if isinstance(given.source, CellFiles) else writable(given.source.cells.obs)
         is_uniform = given.requested.is_uniform
         return cls(engine, request, identity, provenance, is_uniform, given=given, obs=obs, groups=groups, **of_model)
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return len(self.given.rows)
+        return len(self.given.own)
 
     def identify(self, suffix: str) -> dict[str, Any]:
         """Return what the cells depend on, the given cells included.
@@ -184,7 +181,7 @@ class Prediction(Job):
             check_writable(obs, to_zarr=suffix == ".zarr")
             hashes = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
             of_obs = digest_of(list(obs), *hashes)
-        return {**self.identity, "adata_control": digest_of(given.source.digest, given.rows, given.own, of_obs)}
+        return {**self.identity, "adata_control": digest_of(given.source.digest, given.own, of_obs)}
 
     def judge(self) -> None:
         """Judge each effect that the perturbation flow predicts."""
@@ -192,7 +189,7 @@ class Prediction(Job):
             return
 
         def read(positions: np.ndarray) -> Tensor:
-            return torch.cat([*self.read(self.given.rows[positions], len(positions))])
+            return torch.cat([*self.read(positions, len(positions))])
 
         groups, self.supports = self.groups, self.groups.supports(read)
         self.request.lacking = LackingChanges.of_supports(groups.codes, self.supports)
@@ -220,8 +217,7 @@ class Prediction(Job):
     def _predict(self, rows: range, progress: tqdm) -> tuple[Rows, ProfileSums]:
         """Return the values of some of the cells, and the sums of their profiles."""
         engine, parts = self.engine, list[Any]()
-        chosen = self.given.rows[rows.start : rows.stop]
-        batches = self.read(chosen, engine.round_to_blocks(check_batch_size(self.batch_size)))
+        batches = self.read(np.array(rows), engine.round_to_blocks(check_batch_size(self.batch_size)))
 
         def sums() -> Iterator[ProfileSums]:
             for x, of_block in engine.predictions(self.request, batches, rows.start, self.batch_size):
@@ -240,7 +236,7 @@ class Prediction(Job):
         """
         given, conditions, cut = self.given, self.engine.conditions, slice(rows.start, rows.stop)
         own, codes = given.own[cut], given.codes[cut]
-        cells = given.source.names(given.rows[cut])
+        cells = given.source.names(np.array(rows))
         names = pd.Index([f"{self.name}-{row}-{cell}" for row, cell in zip(rows, cells, strict=True)])
         obs = conditions.to_obs(own, names) if self.obs is None else self.obs.iloc[cut].set_axis(names)
         new = conditions.to_obs(codes, names)
@@ -272,25 +268,23 @@ class Prediction(Job):
         return {"support": support, "mean_change": drop_unused_categories(pd.DataFrame(table))}
 
 
-def control_cells(
-    conditions: Conditions, source: GivenCells | CellFiles, rows: np.ndarray, condition: ConditionRequest
-) -> ControlCells:
+def control_cells(conditions: Conditions, source: GivenCells | CellFiles, condition: ConditionRequest) -> ControlCells:
     """Return given cells with their new conditions, checked."""
-    own, condition = source.codes[rows], conditions.as_table(condition)
+    own, condition = source.codes, conditions.as_table(condition)
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
         *_, may_lack = keys_to_check(conditions.by_key)
         msg = (
-            f"{n_unlabeled} of {len(rows)} cells lack a label in {may_lack}, so it is not known under which conditions "
+            f"{n_unlabeled} of {len(own)} cells lack a label in {may_lack}, so it is not known under which conditions "
             "they were measured. Label them, or leave them out."
         )
         raise ValueError(msg)
-    requested = conditions.request(condition, len(rows))
-    if any(1 < len(values) < len(rows) for _, values in requested.given):
-        msg = f"`condition` must have one value for all cells, or one for each of {len(rows)} cells, in each key."
+    requested = conditions.request(condition, len(own))
+    if any(1 < len(values) < len(own) for _, values in requested.given):
+        msg = f"`condition` must have one value for all cells, or one for each of {len(own)} cells, in each key."
         raise ValueError(msg)
-    check_order({"`condition`": condition}, lambda: source.names(rows), CELL_NAMES)
+    check_order({"`condition`": condition}, lambda: source.names(np.arange(len(own))), CELL_NAMES)
     codes = requested.all()
-    return ControlCells(source, rows, condition, requested, own, np.where(codes == OPEN, own, codes))
+    return ControlCells(source, condition, requested, own, np.where(codes == OPEN, own, codes))
 
 
 def writable(obs: pd.DataFrame) -> pd.DataFrame:

@@ -428,5 +428,5 @@ class SCLDM(AutoencoderModel):
         start = self.conditions.describe(self.conditions.exact(control))
         return (
             f"The perturbation flow starts from unperturbed cells ({start}) and changes no other key, which "
-            f"does not fit {len(rows):,} of {len(cells.rows):,} cells (such as {cells.names[rows[0]]!r})."
+            f"does not fit {len(rows):,} of {len(cells.own):,} cells (such as {cells.names[rows[0]]!r})."
         )
