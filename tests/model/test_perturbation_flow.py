@@ -125,9 +125,6 @@ def test_it_needs_no_prior(make_model):
         model.predict_perturbation(cells, PERTURBED, library_size="latent")
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
 def test_stages_that_it_needs_must_be_trained(trained, make_model):
     with pytest.raises(RuntimeError, match="train_perturbation_flow"):
         trained.predict_perturbation(condition=PERTURBED, method="perturbation_flow")
@@ -182,9 +179,6 @@ def test_groups_without_control_cells_give_a_warning_or_an_error_where_none_has_
         make_trained(none).train_perturbation_flow(1, **UNPERTURBED)
 
 
-# --- generate --------------------------------------------------------------------------------------------------------
-
-
 def of_nk_unperturbed(make_cells):
     """Build cells of which those of type NK are unperturbed only."""
     cells = make_cells()
@@ -215,9 +209,6 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
     assert (after.X != before.X).nnz
     assert (after.obs["dose"] == 10).all()
     assert (seen_after.X != seen_before.X).nnz == 0  # what training saw stays as it was
-
-
-# --- within donors ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -285,9 +276,6 @@ def test_a_saved_model_tells_how_its_perturbation_flow_was_trained(make_cells, m
     model.train_autoencoder(1, **QUICK)
     assert model.trained_stages_ == ["autoencoder"]  # the perturbation flow is discarded
     assert "control" not in str(model)
-
-
-# --- as a part of train() ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little

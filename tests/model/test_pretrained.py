@@ -102,9 +102,6 @@ def test_a_pretrained_model_can_be_fine_tuned(models):
     assert SCLDM.prepare_query_anndata(cells, "pbmc3k").n_vars == 2_000
 
 
-# --- names and paths --------------------------------------------------------------------------------------------------
-
-
 def test_an_unknown_name_lists_the_known_ones_closest_first():
     for read in (load, SCLDM.load, SCLDM.load_registry):
         with pytest.raises(FileNotFoundError, match=r"no saved model at pmbc3k.*closest first: 'pbmc3k', "):
@@ -117,9 +114,6 @@ def test_a_path_wins_over_a_name(trained, tmp_path, monkeypatch):
     assert list(load("pbmc3k").var_.index) == list(trained.var_.index)
     with pytest.raises(FileNotFoundError, match=r"no saved model at .*nowhere.pbmc3k: model\.pt is missing"):
         load(Path("nowhere") / "pbmc3k")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,12 +152,5 @@ def test_the_hub_of_scvi_tools_reads_model_card_and_metadata(name):
     assert hub_model.metadata.model_cls_name == type(hub_model.model).__name__
     assert hub_model.model_card.data.library_name == "scvi-tools"
     assert hub_model.model.generate(2, seed=0).n_obs == 2
-    for part in (
-        "## Use",
-        "## Data",
-        "## How good are the cells?",
-        "## Is it private?",
-        "## Limits",
-        f'load("{name}")',
-    ):
+    for part in ("## Use", "## Data", "## How good are the cells?", "## Is it private?", f'load("{name}")'):
         assert part in hub_model.model_card.content

@@ -390,9 +390,6 @@ def test_new_cells_may_stay_in_their_files(reference, make_cells, quick, tmp_pat
     assert set(model.generate(5, {"cell_type": NEW_TYPE}, seed=0, **options_of(model)).obs["cell_type"]) == {NEW_TYPE}
 
 
-# --- other kinds of keys ---------------------------------------------------------------------------------------------
-
-
 def perturbed(make_cells, sets, *, seed=0, time=(0.0, 1.0, 2.0)):
     cells = make_cells(96, seed=seed)
     rng = np.random.default_rng(seed + 9)  # with the same seed, drugs would depend on types

@@ -179,13 +179,3 @@ def test_keys_may_be_any_sequence(make_cells, tiny, keys):
 
     assert SCLDM(adata, **tiny).conditions.keys == list([] if keys is None else keys)
     pd.testing.assert_frame_equal(adata.obs[list(before)], before)  # the user's columns stay
-
-
-def test_counts_may_come_from_a_layer(make_trained, make_cells):
-    adata = make_cells()
-    adata.layers["raw"] = adata.X.copy()
-    adata.X = adata.X / 7
-
-    model = make_trained(adata, condition_keys=[], setup={"layer": "raw"})
-
-    assert model.generate(3, seed=0).shape == (3, 12)
