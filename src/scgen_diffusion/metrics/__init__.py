@@ -8,7 +8,6 @@ from ._catalogue import CATALOGUE, GUESSING, excess_over_real
 from ._cells import Expression, align_genes, expression_of
 from ._comparison import ALL, FIGURES, QUANTILE, Limits, Metric
 from ._distribution import (
-    Neighbourhoods,
     classifier_auc,
     energy_distance,
     ilisi,
@@ -68,7 +67,6 @@ __all__ = [
     "Expression",
     "Limits",
     "Metric",
-    "Neighbourhoods",
     "align_genes",
     "augmentation_gain",
     "classifier_auc",

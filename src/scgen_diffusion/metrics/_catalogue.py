@@ -101,7 +101,7 @@ def mmd2(comparison: CellComparison) -> float:
     return squared_mmd(real.pcs, synthetic.pcs, squared_scale=comparison.squared_scale)
 
 
-def _neighbourhoods(comparison: CellComparison) -> _distribution.Neighbourhoods:
+def _neighbourhoods(comparison: CellComparison) -> Mapping[str, float]:
     return _distribution.precision_recall_density_coverage(comparison.real.pcs, comparison.synthetic.pcs)
 
 
@@ -112,25 +112,25 @@ _OF_CELLS = {"limits": Limits(0.07, 0.15), "scopes": GROUPS_JOINT}
 @_metric("Distribution", "higher", bounds=SHARE, limits_in_group=Limits(0.25, 0.50), **_OF_CELLS)
 def precision(comparison: CellComparison) -> float:
     """Share of synthetic cells that lie among real ones (``precision_recall_density_coverage``). Misses lost types."""
-    return comparison.once(_neighbourhoods).precision
+    return comparison.once(_neighbourhoods)["precision"]
 
 
 @_metric("Distribution", "higher", bounds=SHARE, limits_in_group=Limits(0.25, 0.50), **_OF_CELLS)
 def recall(comparison: CellComparison) -> float:
     """Share of real cells that lie among synthetic ones. Misses cells that spread too far."""
-    return comparison.once(_neighbourhoods).recall
+    return comparison.once(_neighbourhoods)["recall"]
 
 
 @_metric("Distribution", "real", scopes=GROUPS_JOINT)
 def density(comparison: CellComparison) -> float:
     """How closely real cells surround synthetic ones. Misses lost types."""
-    return comparison.once(_neighbourhoods).density
+    return comparison.once(_neighbourhoods)["density"]
 
 
 @_metric("Distribution", "higher", bounds=SHARE, **_OF_CELLS)
 def coverage(comparison: CellComparison) -> float:
     """Share of real cells with a synthetic cell nearby. Misses scattered cells."""
-    return comparison.once(_neighbourhoods).coverage
+    return comparison.once(_neighbourhoods)["coverage"]
 
 
 _OF_CLASSIFIERS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import ot
@@ -30,28 +30,6 @@ PERPLEXITY = 30  # of iLISI
 
 #: Balls are larger by this share, so that rounding leaves no cell just outside.
 ROUNDING = 1e-9
-
-
-class Neighbourhoods(NamedTuple):
-    """How well two sets of cells cover each other, measured by nearest-neighbour balls.
-
-    Parameters
-    ----------
-    precision
-        Share of synthetic cells inside the ball of some real cell.
-    recall
-        Share of real cells inside the ball of some synthetic cell.
-    density
-        Number of real balls that contain a synthetic cell, divided by `k`, averaged over synthetic cells. It is 1 on
-        average for equal distributions, and higher where cells crowd.
-    coverage
-        Share of real cells whose ball contains a synthetic cell.
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
 
 
 def wasserstein_2(real: ArrayLike, synthetic: ArrayLike) -> float:
@@ -158,7 +136,7 @@ def energy_distance(real: ArrayLike, synthetic: ArrayLike) -> float:
     return float(2 * pairwise_distances(x, y).mean() - within_x - within_y)
 
 
-def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, *, k: int = 5) -> Neighbourhoods:
+def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, *, k: int = 5) -> dict[str, float]:
     """Measure whether synthetic cells look real (precision, density) and cover all real cells (recall, coverage).
 
     Each cell has a ball that reaches to its `k`-th nearest neighbour in its own set. Precision, recall and coverage run
@@ -176,6 +154,13 @@ def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, *, 
     k
         Number of neighbours, without the cell itself.
 
+    Returns
+    -------
+    `precision`, the share of synthetic cells inside the ball of some real cell; `recall`, the share of real cells
+    inside the ball of some synthetic cell; `density`, the number of real balls that contain a synthetic cell, divided
+    by `k`, averaged over synthetic cells (1 on average for equal distributions, and higher where cells crowd); and
+    `coverage`, the share of real cells whose ball contains a synthetic cell.
+
     References
     ----------
     Kynkäänniemi et al. 2019, Improved precision and recall metric for assessing generative
@@ -185,18 +170,18 @@ def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, *, 
     --------
     >>> line = np.arange(10.0)[:, None]
     >>> precision_recall_density_coverage(line, line[:5] + 0.25, k=1)
-    Neighbourhoods(precision=1.0, recall=0.6, density=2.0, coverage=0.6)
+    {'precision': 1.0, 'recall': 0.6, 'density': 2.0, 'coverage': 0.6}
     """
     x, y = as_points(real=real, synthetic=synthetic)
     of_real, of_synthetic = (_squared_radii(values, k) for values in (x, y))
     between = cdist(x, y, "sqeuclidean")
     in_real_ball, in_synthetic_ball = between <= of_real[:, None], between <= of_synthetic
-    return Neighbourhoods(
-        precision=float(in_real_ball.any(axis=0).mean()),
-        recall=float(in_synthetic_ball.any(axis=1).mean()),
-        density=float(in_real_ball.sum() / (k * len(y))),
-        coverage=float(in_real_ball.any(axis=1).mean()),
-    )
+    return {
+        "precision": float(in_real_ball.any(axis=0).mean()),
+        "recall": float(in_synthetic_ball.any(axis=1).mean()),
+        "density": float(in_real_ball.sum() / (k * len(y))),
+        "coverage": float(in_real_ball.any(axis=1).mean()),
+    }
 
 
 def _kernel(x: NDArray, y: NDArray, squared_scale: float) -> NDArray[np.float64]:
