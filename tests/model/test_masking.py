@@ -5,7 +5,7 @@ import pytest
 
 from scgen_diffusion import interpret
 from scgen_diffusion.model import SCRDIT, WBDIT
-from scgen_diffusion.module._gene_space_architecture import MASKING
+from scgen_diffusion.module._architecture import MASKING
 
 MASKED = {**MASKING, "backbone": "mlp"}
 

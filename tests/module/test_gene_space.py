@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Guidance, Joint
 from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, to_counts
-from scgen_diffusion.module._profile_summary import ProfileSummary
+from scgen_diffusion.module._gene_space_networks import ProfileSummary
 from scgen_diffusion.nn import log_profile
 
 N_GENES = 9

@@ -16,7 +16,7 @@ from scgen_diffusion.diffusion import (
     with_masked,
 )
 from scgen_diffusion.module import build_gene_space_architecture
-from scgen_diffusion.module._molecule_network import MoleculeNetwork, MoleculeSummary
+from scgen_diffusion.module._gene_space_networks import MoleculeNetwork, MoleculeSummary
 from scgen_diffusion.module._molecules import MoleculeModule
 
 PATH = Masking()

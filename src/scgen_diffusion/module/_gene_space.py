@@ -26,9 +26,8 @@ from scgen_diffusion.nn import GeneDiT, GeneMLP, InputValues, log_profile, total
 
 from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
+from ._gene_space_networks import ProfileSummary, build_network
 from ._library_size import LibrarySizeModel
-from ._profile_networks import build_network
-from ._profile_summary import ProfileSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Inversion, Kinds
     from scgen_diffusion.nn import ConditionSpec
 
-    from ._gene_space_architecture import GeneSpaceArchitecture
-    from ._profile_networks import RegressionNetwork
+    from ._architecture import GeneSpaceArchitecture
+    from ._gene_space_networks import RegressionNetwork
 
 LARGEST_PROFILE = 20.0  # limit of a gene's value; diverged cells have larger ones, whose exponential overflows
 SMALLEST_SCALE = 0.05  # of a gene; genes that hardly vary are not scaled up further

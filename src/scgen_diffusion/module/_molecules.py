@@ -13,7 +13,7 @@ from scgen_diffusion.diffusion import Kinds, UnmaskingInversion, UnmaskingSample
 from scgen_diffusion.nn import InputValues, log_profile
 
 from ._gene_space import GeneSpaceModule
-from ._molecule_network import MoleculeSummary
+from ._gene_space_networks import MoleculeSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.diffusion import Denoiser, Generators, Guidance, Inversion, Sampler
 
+    from ._architecture import GeneSpaceArchitecture
     from ._conditioned import TensorMap
-    from ._gene_space_architecture import GeneSpaceArchitecture
     from ._library_size import LibrarySizeKind
 
 HIDDEN_GENES = 0.1  # share of genes whose molecules the backbone does not see in training: it overfits less
