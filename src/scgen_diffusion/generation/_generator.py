@@ -107,10 +107,11 @@ class CellGenerator:
             raise TypeError(msg)
         if n_steps is not None:
             n_steps = check_count("n_steps", n_steps)
+        usual: Any = getattr(chosen, "default_n_steps", "unknown")
         scales: Any = guidance_scale
         record = {
             "sampler": name,
-            "n_steps": n_steps or getattr(chosen, "default_n_steps", "unknown"),
+            "n_steps": n_steps or usual,
             "guidance_scale": {k: float(v) for k, v in scales.items()}
             if isinstance(scales, Mapping)
             else float(scales),
