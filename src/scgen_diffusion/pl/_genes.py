@@ -423,7 +423,7 @@ def marker_dotplot(
     seed
         Seed of the subsampling.
     ax
-        Axis to draw on.
+        Axis in whose place to draw; the one that is returned is new.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
