@@ -65,19 +65,18 @@ def evaluate(terminal: Terminal, *, out: Path | None = None, fail_on: str = "", 
         check_place(out, ".csv", overwrite=overwrite)
     package = terminal.libraries()
     table = package.metrics.evaluate(**read_sets(terminal, options))
-    failed = "" if "control" in options else judge(terminal, package, table, LEVELS.get(fail_on, ()))
     if out is None:
         terminal.result(table.to_csv(index=False).rstrip("\n"))
     else:
         with write_atomically(out) as beside:
             table.to_csv(beside, index=False)
         terminal.result(out)
-    if failed:
-        raise Stop(failed, NOT_GOOD_ENOUGH)
+    if "control" not in options:
+        judge(terminal, package, table, LEVELS.get(fail_on, ()))
 
 
-def judge(terminal: Terminal, package: ModuleType, table: pd.DataFrame, fatal: Sequence[str]) -> str:
-    """Write the summary of an evaluation, and return why the cells are not good enough, if they are not."""
+def judge(terminal: Terminal, package: ModuleType, table: pd.DataFrame, fatal: Sequence[str]) -> None:
+    """Write the summary of an evaluation, and stop if its levels are fatal."""
     levels: set[str] = set()
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
@@ -85,8 +84,11 @@ def judge(terminal: Terminal, package: ModuleType, table: pd.DataFrame, fatal: S
         terminal.say(f"{name}{summary if terminal.verbose else summary.headline}")
         levels |= {*summary.table["level"]}
     failed = [f"there are {level}s" for level in fatal if level in levels]
-    failed += ["nothing could be judged"] if fatal and levels <= {"not judged"} else []
-    return f"Not good enough: {'; '.join(failed)}." if failed else ""
+    if fatal and levels <= {"not judged"}:
+        failed = ["nothing could be judged"]
+    if failed:
+        msg = f"Not good enough: {'; '.join(failed)}."
+        raise Stop(msg, NOT_GOOD_ENOUGH)
 
 
 @command(
