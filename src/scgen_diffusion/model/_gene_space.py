@@ -88,7 +88,7 @@ class GeneSpaceModel(DiffusionModel):
         if has_counts:
             describe_totals(module, cells, self._seen_indices)
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
-        plan = self._fit(run, DiffusionPlan(module, run.recipe), self._cell_data(run.recipe), *start)
+        plan = self._fit(run, DiffusionPlan(module, run.recipe, seed=run.seed), self._cell_data(run.recipe), *start)
         self._record_trained("diffusion")
         if module.predicts_totals:
             describe_predicted_profile_totals(module, cells, self._seen_indices)

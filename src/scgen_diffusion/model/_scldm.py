@@ -268,7 +268,7 @@ class SCLDM(AutoencoderModel):
             for part in self.module.library_size.modules():
                 if isinstance(part, LibrarySizeModel):  # of one modality
                     part.predicted_quantiles = part.quantiles
-        plan = self._fit(run, AutoencoderPlan(self.module, run.recipe), self._cell_data(run.recipe))
+        plan = self._fit(run, AutoencoderPlan(self.module, run.recipe, seed=run.seed), self._cell_data(run.recipe))
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
         return plan
@@ -280,7 +280,7 @@ class SCLDM(AutoencoderModel):
             self._fit_to_latents(cache)
             split = self.train_indices_, self.validation_indices_
             data = LatentData(cache, *split, run.recipe.batch_size, run.recipe.smallest_epoch)
-            plan = self._fit(run, PriorPlan(self.module, run.recipe), data, self._autoencoder_digest)
+            plan = self._fit(run, PriorPlan(self.module, run.recipe, seed=run.seed), data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache, self._seen_indices)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
@@ -307,7 +307,7 @@ class SCLDM(AutoencoderModel):
             raise (ValueError if isinstance(control, Mapping) else TypeError)(msg)
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control, match_keys)
         pairs.check()
-        plan = PerturbationFlowPlan(self.module, run.recipe)
+        plan = PerturbationFlowPlan(self.module, run.recipe, seed=run.seed)
         with self._cache_latents() as cache:
             if "prior" not in self.trained_stages_:
                 self._fit_to_latents(cache)

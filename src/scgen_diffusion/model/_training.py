@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 from tqdm.auto import tqdm
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_VALIDATION_CELLS = 2000
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
+FURTHER_SEEDS = {"prior": 1, "perturbation_flow": 2}  # added to scvi-tools' seed
 SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
 OF_EVERY_STAGE = ("batch_size", "plan_kwargs", "datamodule")
 NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
@@ -58,6 +60,8 @@ class StageRun:
         Epochs of a round.
     options
         How it runs, as any stage.
+    seed
+        Seed of its random numbers.
     interruption
         Listens to Ctrl-C.
     """
@@ -66,6 +70,7 @@ class StageRun:
     recipe: Any
     n_epochs: int
     options: RunOptions
+    seed: int
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
@@ -133,7 +138,8 @@ def plan_runs(
         if n_epochs < SHORTEST * default and stage not in trained:
             short.append(f"{n_epochs} of the {stage} (default {default})")
         how = replace(options, early_stopping=options.early_stopping and is_validated)
-        runs.append(StageRun(stage, recipe, n_epochs, how))
+        seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
+        runs.append(StageRun(stage, recipe, n_epochs, how, seed + FURTHER_SEEDS.get(stage, 0)))
     if short:
         warn_user(f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out.")
     return runs

@@ -61,8 +61,7 @@ class StagePlan(pl.LightningModule):
     recipe
         Optimiser, schedule and length.
     seed
-        Seed of random numbers and of the order of cells. Default: scvi-tools' seed, or else random; stages share none.
-        All processes of a distributed run use the seed of the first.
+        Seed of random numbers and of the order of cells. All processes of a distributed run use the seed of the first.
 
     Attributes
     ----------
@@ -77,8 +76,6 @@ class StagePlan(pl.LightningModule):
         Whether a validation loss that rises means that generated cells get worse.
     can_replay
         Whether a CUDA GPU may replay a recorded step: it never asks the GPU for a value.
-    further_seed
-        What is added to scvi-tools' seed.
     is_compiled
         Whether to compile the networks.
     compiled_parts
@@ -108,14 +105,12 @@ class StagePlan(pl.LightningModule):
     key_part = "loss"
     loss_judges_cells = True
     can_replay = True
-    further_seed = 0
 
-    def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int | None = None) -> None:
+    def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int) -> None:
         super().__init__()
         self.module = module
         self.recipe = recipe
-        of_scvi = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
-        self.seed = of_scvi + self.further_seed if seed is None else seed
+        self.seed = seed
         self.is_compiled = False
         self.trained_rows: Mapping[nn.Parameter, Tensor | None] | None = None
         self.fingerprint = ""
@@ -477,7 +472,7 @@ class AutoencoderPlan(StagePlan):
     recipe: AutoencoderRecipe
     kl_weight: Tensor
 
-    def __init__(self, module: SCLDMModule, recipe: AutoencoderRecipe, *, seed: int | None = None) -> None:
+    def __init__(self, module: SCLDMModule, recipe: AutoencoderRecipe, *, seed: int) -> None:
         super().__init__(module, recipe, seed=seed)
         self.register_buffer("kl_weight", torch.tensor(recipe.kl_weight), persistent=False)
 
@@ -552,7 +547,6 @@ class PriorPlan(AveragingPlan):
     """Train SCLDM's prior and library-size head on latents of the cells. Parameters as in :class:`StagePlan`."""
 
     name = "prior"
-    further_seed = 1
     purpose = "generates cells"
     key_part = "velocity_loss"
     module: SCLDMModule
@@ -589,7 +583,6 @@ class PerturbationFlowPlan(StagePlan):
     """Train the velocity between latents of control and perturbed cells. Parameters as in :class:`StagePlan`."""
 
     name = "perturbation_flow"
-    further_seed = 2
     purpose = "perturbs cells"
     can_replay = False  # the host pairs cells
     module: SCLDMModule
