@@ -31,6 +31,7 @@ QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 #: side, labels get cells of their own.
 MIN_CELLS_PER_LABEL = 20
 PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
+LEAST_MEASURED = 500  # cells of each set, however many training cells there are
 UNLIKELY = 0.01  # with fewer copies to expect, chance does not explain one
 FEWEST_HALVES = 5  # half-samples that know their standard deviation; of two or three, intervals would hold everything
 
@@ -152,7 +153,9 @@ class AllCells:
         """
         n_train, found = len(self.train.pcs), []
         for side in (self.real, self.synthetic):
-            rows = np.random.default_rng([self.seed, 4]).permutation(len(side.pcs))[: max(PAIRS // n_train, 500)]
+            rows = np.random.default_rng([self.seed, 4]).permutation(len(side.pcs))[
+                : max(PAIRS // n_train, LEAST_MEASURED)
+            ]
             near = relative_nearness(side.pcs[rows], self.train.pcs)
             is_chance = side.chance_of_alike[rows] * len(rows) * n_train > UNLIKELY
             found.append((np.where(is_chance, np.inf, near), near))
