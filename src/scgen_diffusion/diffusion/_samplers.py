@@ -36,10 +36,9 @@ class Sampler(Protocol):
     """Anything that carries samples along a field, with random numbers if the method needs them."""
 
     def __call__(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
+        self, field: Any, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Tensor:
-        """Carry noise ``x (n, ...)`` from ``t = 0`` to data at ``t = 1``."""
-        ...
+        """Carry noise ``x (n, ...)`` from ``t = 0`` to data at ``t = 1``, along a field or by a denoiser."""
 
 
 # --- flows: integrate dx/dt = v(x, t) ---------------------------------------------------------------------------------
