@@ -331,24 +331,18 @@ def extend_tables(
     ValueError
         For a condition without a table, and for different columns or vectors.
     """
-    for name in further or {}:
+    extended = dict(tables)
+    for name, given in (further or {}).items():
         if name not in tables:
             msg = f"`condition_embeddings`: the reference has none of {name!r}. {known_names(name, list(tables))}"
             raise ValueError(msg)
-    more = {name: _extend_table(adata, name, tables[name], table) for name, table in (further or {}).items()}
-    return {**tables, **more}
-
-
-def _extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
-    further = _table(adata, name, further, table.index)
-    if list(further.columns) != list(table.columns):
-        msg = f"The embedding of {name!r} must have the {table.shape[1]} columns of the reference's."
-        raise ValueError(msg)
-    shared = [value for value in further.index if value in table.index]
-    if not np.allclose(further.loc[shared], table.loc[shared]):
-        msg = f"The embedding of {name!r} has other vectors than the reference's for known values; leave these out."
-        raise ValueError(msg)
-    return pd.concat([table, further.drop(index=shared)])
+        table, more = tables[name], _table(adata, name, given, tables[name].index)
+        shared = more.index.intersection(table.index)
+        if list(more.columns) != list(table.columns) or not np.allclose(more.loc[shared], table.loc[shared]):
+            msg = f"The embedding of {name!r} must have the columns and the known rows of the reference's."
+            raise ValueError(msg)
+        extended[name] = pd.concat([table, more.drop(index=shared)])
+    return extended
 
 
 def check_conditions(

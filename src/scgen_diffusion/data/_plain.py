@@ -85,13 +85,8 @@ def savable_columns(table: pd.DataFrame) -> pd.DataFrame:
 def _is_savable(column: pd.Series | pd.Index) -> bool:
     if isinstance(column.dtype, pd.CategoricalDtype):
         return _is_savable(column.dtype.categories)
-    if column.dtype == object:
-        return pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty")
-    try:
-        _column(column[:0])
-    except TypeError:
-        return False
-    return True
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    return kind in ("string", "empty") or (column.dtype != object and kind in ("integer", "floating", "boolean"))
 
 
 def _as_writable(column: pd.Series) -> pd.Series:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scvi import REGISTRY_KEYS, settings
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from scgen_diffusion._compat import was_set_up_last
 
@@ -87,10 +87,9 @@ class GivenCells:
         if (matrix := in_file(self.matrix, VALUES)) is not None:
             block_size = choose_block_size(matrix.rows_per_chunk)
             return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=block_size)
-        if batches is None:
-            return WindowLoader(self, self.codes, rows, batch_size, block_size=1, window_size=batch_size)
+        order = BatchSampler(range(len(rows)), batch_size, drop_last=False) if batches is None else batches
         workers = {"num_workers": settings.dl_num_workers, "persistent_workers": settings.dl_persistent_workers}
-        return DataLoader(Subset(self, rows), sampler=batches, batch_size=None, **workers)
+        return DataLoader(Subset(self, rows), sampler=order, batch_size=None, **workers)
 
 
 class RegisteredCells:

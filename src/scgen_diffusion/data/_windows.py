@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._matrices import FileMatrix, JoinedMatrix, Rows
-    from ._registered_cells import GivenCells
 
 WINDOW_SIZE = 16_384
 BLOCK_SIZE = 128
@@ -68,7 +67,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        matrix: FileMatrix | JoinedMatrix | GivenCells,
+        matrix: FileMatrix | JoinedMatrix,
         codes: np.ndarray,
         indices: np.ndarray,
         batch_size: int,
