@@ -95,14 +95,3 @@ def test_members_never_trained_on_need_known_embeddings(model):
 def test_bad_requests_are_refused(model, named, value):
     with pytest.raises(ValueError, match=named):
         generate(model, **{named: value})
-
-
-def test_other_cells_can_be_attached(model, cells, tmp_path):
-    model.save(tmp_path / "again")
-    attached = type(model).load(tmp_path / "again", adata=cells[:20].copy())
-
-    assert attached.adata.n_obs == 20
-    strange = cells[:20].copy()
-    strange.obs["gene"] = "Z"
-    with pytest.raises(ValueError, match="Z"):
-        type(model).load(tmp_path / "again", adata=strange)

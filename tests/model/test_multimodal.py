@@ -52,16 +52,6 @@ def make_model(tiny, mdata=None, setup=None, **options):
     return MULTISCLDM(mdata, **{**tiny, **options})
 
 
-def test_a_modality_that_no_training_cell_has_is_refused(tiny, quick, seed_0):
-    mdata = make_mudata()
-    few = mudata.MuData({"rna": mdata["rna"], "prot": mdata["prot"][:1].copy()})
-    few.obs = mdata.obs.reindex(few.obs_names)
-    model = make_model(tiny, few)
-
-    with pytest.raises(ValueError, match="train_size"):  # with seed 0, the cell with proteins is none of the ten
-        model.train(1, train_size=10 / N_CELLS, **quick)
-
-
 @pytest.fixture(scope="module")
 def multimodal(tiny, quick):
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import json
 import os
 import pickle
@@ -245,8 +246,8 @@ def test_a_save_that_is_killed_leaves_no_cells_of_another_model(make_model, make
 
     assert set(codes) == {9, 0}
     assert loaded.adata.n_obs == 40
-    assert list(tmp_path.iterdir()) == [tmp_path / "m"]
-    assert {path.name for path in (tmp_path / "m").iterdir()} == {"model.pt", "adata.h5ad"}
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() or any(path.iterdir())}
+    assert left == {"m", "model.pt", "adata.h5ad"}  # and an empty folder, if killed before it was locked
 
 
 @pytest.mark.parametrize(
@@ -324,6 +325,11 @@ def test_a_changed_file_is_refused_before_memory_is_taken(saved_model, tmp_path,
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
+def saved(value):
+    torch.save(value, buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -331,18 +337,11 @@ def test_a_changed_file_is_refused_before_memory_is_taken(saved_model, tmp_path,
         lambda whole: whole[: len(whole) // 2],
         lambda whole: whole[: len(whole) // 2] + bytes(64) + whole[len(whole) // 2 + 64 :],  # torch would load it
         lambda _: b"eggs and spam",
+        *(lambda _, value=value: saved(value) for value in ({}, {"format": "other"}, [1], "text")),
     ],
 )
 def test_a_file_that_is_cut_or_something_else_is_named(saved_model, tmp_path, change):
     (tmp_path / "model.pt").write_bytes(change((saved_model / "model.pt").read_bytes()))
-
-    with pytest.raises(ValueError, match=r"model\.pt"):
-        SCLDM.load(tmp_path)
-
-
-@pytest.mark.parametrize("value", [{}, {"format": "other"}, [1], torch.ones(2), "text"], ids=str)
-def test_a_file_of_other_values_is_named(tmp_path, value):
-    torch.save(value, tmp_path / "model.pt")
 
     with pytest.raises(ValueError, match=r"model\.pt"):
         SCLDM.load(tmp_path)
