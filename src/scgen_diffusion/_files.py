@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-
+LEFTOVER = "????????.part"  # end of the names of temporary folders, as `mkdtemp` makes them
 NO_MEMORY = r"alloc|out of memory|not enough memory"  # PyTorch and HDF5 say so in errors without a type of their own
 NO_FILTER = r"filter .* is not registered|can't open directory .*plugin"  # HDF5 looks for filters there
 
@@ -60,9 +60,7 @@ def write_atomically(goal: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """
     with explain_failed_write(f"Writing {goal.name}", goal.absolute().parent):
         remove_leftovers(goal)
-        unlocked = Path(tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".new", dir=goal.parent))
-        lock = _lock(unlocked)
-        beside = unlocked.rename(unlocked.with_suffix(".part"))  # which no other process takes for a leftover now
+        beside, lock = _make_locked_folder(goal)
         new, old = beside / goal.name, beside / "old"
         try:
             yield new
@@ -81,15 +79,25 @@ def write_atomically(goal: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 def remove_leftovers(goal: Path) -> None:
     """Remove what killed processes left that wrote to a path."""
-    for left in goal.parent.glob(glob.escape(f".{goal.name}.") + "????????.part"):
-        if (lock := _lock(left)) is not None:
+    for left in goal.parent.glob(glob.escape(f".{goal.name}.") + LEFTOVER):
+        if (lock := _lock(left, wait=False)) is not None:
             with suppress(OSError):
                 _put_back(left / "old", goal)
                 remove(left)
             os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
+def _make_locked_folder(goal: Path) -> tuple[Path, int | None]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".part", dir=goal.parent))
+        lock = _lock(folder, wait=True)
+        if folder.exists():  # no other process took it for a leftover before it was locked
+            return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
     """Lock a folder until the returned file is closed; None if another process has locked it, or locks do not work."""
     try:
         import fcntl
@@ -98,7 +106,7 @@ def _lock(folder: Path) -> int | None:
     except (ImportError, OSError):  # Windows has no such locks
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(file)
         return None
