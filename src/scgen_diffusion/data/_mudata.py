@@ -87,9 +87,9 @@ def resolve_modalities(
     if mdata.axis != 0:
         msg = f"The MuData's modalities must share cells (axis 0), but they share axis {mdata.axis}."
         raise ValueError(msg)
-    given = list(modalities) if isinstance(modalities, Mapping) else modalities
     known, allowed = list(mdata.mod), get_args(ModalityLikelihood)
-    names = known if given is None else check_names(given, "modalities")
+    listed = list(modalities) if isinstance(modalities, Mapping) else modalities
+    names = known if listed is None else check_names(listed, "modalities")
     if not names or len(set(names)) < len(names):
         msg = f"`modalities` must name at least one modality, and each once, but found {names}."
         raise ValueError(msg)
@@ -97,8 +97,10 @@ def resolve_modalities(
         msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], names)}"
         raise KeyError(msg)
     chosen = {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
-    likelihoods = dict.fromkeys(names) | (dict(modalities) if isinstance(modalities, Mapping) else {})
-    for name, likelihood in likelihoods.items():
+    given = modalities if isinstance(modalities, Mapping) else {}
+    likelihoods: dict[str, str] = {}
+    for name in names:
+        likelihood = given.get(name)
         if name not in known:
             msg = f"There is no modality {name!r} in the MuData. {known_names(name, known)}"
             raise KeyError(msg)
