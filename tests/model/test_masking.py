@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from scgen_diffusion import interpret
+from scgen_diffusion.diffusion import Guidance, Joint, with_masked
 from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.module import GeneSpaceModule
 from scgen_diffusion.module._architecture import MASKING
 
 MASKED = {**MASKING, "backbone": "mlp"}
@@ -56,6 +59,27 @@ def test_conditions_and_guidance_change_cells(model, dense):
     assert (cells(cell_type="NK", dose=10, guidance_scale=3.0) != plain).any()
     ignored = {"library_size": None, "guidance_scale": 0}  # nor does the total tell the condition
     np.testing.assert_array_equal(cells(cell_type="NK", dose=10, **ignored), cells(dose=1, **ignored))
+
+
+def test_totals_that_a_condition_never_has_look_like_its_usual_ones(make_cells, make_trained):
+    adata = make_cells()
+    adata.X[(adata.obs["cell_type"] == "NK").to_numpy()] *= 10  # so that a total tells the type
+    module = make_trained(adata, cls=SCRDIT, max_epochs=3, **MASKED).module
+    condition = module.condition_tensor(np.zeros((6, 2), int))
+    least, low, high, largest = module.library_size.bounds(condition)
+    guidance = Guidance.of(Joint(), [1.0, 1.0])
+    predict = module.denoiser(condition, guidance).predict
+    plain = GeneSpaceModule.denoiser(module, condition, guidance).predict
+
+    def masked(totals):
+        return with_masked(torch.zeros(6, module.n_input), totals)
+
+    t = torch.tensor(0.1)
+    for known in (least, low, high, largest):
+        assert torch.equal(predict(masked(known), t), plain(masked(known), t))
+    for unusual, usual in [(largest * 3, high), ((least / 3).round(), low)]:
+        torch.testing.assert_close(predict(masked(unusual), t), plain(masked(usual), t))
+        assert not torch.allclose(predict(masked(unusual), t), plain(masked(unusual), t))
 
 
 def test_only_under_another_condition_a_cell_changes_but_keeps_its_total(model, dense):
