@@ -62,7 +62,7 @@ from ._fold_changes import plant_fold_changes
 from ._generated import OF_CONTROL, PROVENANCE_KEY, SYNTHETIC, build_anndata, build_mudata, drop_unused_categories
 from ._genes import check_same_genes, pad_genes
 from ._labels import JOIN, NO_LABEL, as_label, as_labels, join_labels, widen
-from ._matrices import Rows, ValueSummary, check_storage, check_structure, stack_rows, to_csr
+from ._matrices import Rows, check_storage, check_structure, stack_rows, to_csr
 from ._mudata import (
     JOINED,
     ModalitiesField,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -231,40 +231,6 @@ class JoinedMatrix:
         starts = [0, *self.ends[:-1]]
         of_parts = np.split(rows, np.searchsorted(rows, self.ends[:-1]))
         return [own - start for own, start in zip(of_parts, starts, strict=True)]
-
-
-class ValueSummary(NamedTuple):
-    """Summary of the values of a matrix.
-
-    Parameters
-    ----------
-    n_values, n_nonzero
-        Number of values, and of those that are not zero.
-    largest
-        The largest value.
-    """
-
-    n_values: int
-    n_nonzero: int
-    largest: float
-
-    @classmethod
-    def of(cls, x: sp.csr_matrix | np.ndarray) -> ValueSummary:
-        """Summarise values ``(cells, genes)``."""
-        stored = x if isinstance(x, np.ndarray) else x.data
-        largest = max(float(stored.max(initial=-np.inf)), 0.0 if stored.size < np.prod(x.shape) else -np.inf)
-        return cls(int(np.prod(x.shape)), int(np.count_nonzero(stored)), largest)
-
-    @property
-    def zeros(self) -> float:
-        """Share of the values that are zero."""
-        return 1 - self.n_nonzero / self.n_values
-
-    def merge(self, other: ValueSummary) -> ValueSummary:
-        """Return the joint summary of both."""
-        return ValueSummary(
-            self.n_values + other.n_values, self.n_nonzero + other.n_nonzero, max(self.largest, other.largest)
-        )
 
 
 def stack_rows(parts: Sequence[Rows]) -> Rows:

@@ -24,7 +24,6 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from scgen_diffusion._files import explain_failed_read, is_of_system
 
 from ._generated import drop_unused_categories
-from ._matrices import ValueSummary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,7 +74,7 @@ def join_parts(
     path: Path,
     record: Mapping[str, Any],
     merge: Callable[[Iterator[dict[str, Any]]], Mapping[str, Any]] = next,
-) -> ValueSummary:
+) -> None:
     """Join the cells of several parts in one file, with all tables and the values of one part in memory.
 
     Parameters
@@ -88,17 +87,12 @@ def join_parts(
         The request, for :func:`read_record`; written last.
     merge
         Makes the ``uns`` of the file from those of the parts, which it gets one by one. Default: that of the first.
-
-    Returns
-    -------
-    ValueSummary
-        Summary of all values.
     """
     obs = _stack_tables(list(_read(parts, "obs")))
     arrays = list(_read(parts, "obsm"))
     obsm = {name: _stack_arrays([own[name] for own in arrays], obs.index) for name in arrays[0]}
     cells = AnnData(obs=obs, var=next(_read(parts, "var")), uns=merge(_read(parts, "uns")), obsm=obsm)
-    n_stored, summaries = sum(_n_stored(part) for part in parts), []
+    n_stored = sum(_n_stored(part) for part in parts)
     is_zarr = path.suffix == ".zarr"
     with nullcontext(zarr.open_group(path, mode="w-", zarr_format=3)) if is_zarr else h5py.File(path, "w-") as root:
         write_elem(root, "/", cells, dataset_kwargs={} if is_zarr else GZIP)
@@ -112,13 +106,11 @@ def join_parts(
                 root["X"][-len(x) :] = x
             else:
                 sparse_dataset(root["X"]).append(x)
-            summaries.append(ValueSummary.of(x))
         root.attrs[RECORD] = json.dumps(record)
         if is_zarr:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata")
                 zarr.consolidate_metadata(root.store)  # as anndata does; opening then reads one file
-    return reduce(ValueSummary.merge, summaries)
 
 
 def _read(parts: Sequence[Path], name: str) -> Iterator[Any]:

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import ValueSummary, check_order_of_totals, digest_of, drop_unused_categories, stack_rows
+from scgen_diffusion.data import check_order_of_totals, digest_of, drop_unused_categories, stack_rows
 from scgen_diffusion.generation import CellRequest, describe_condition
 from scgen_diffusion.module import GeneSpaceModule
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.data import ConditionRequest, Rows
     from scgen_diffusion.generation import CellGenerator, SamplingOptions
 
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
@@ -106,7 +106,7 @@ class Job(ABC):
         """Return the ``uns`` of the file, from those of the parts: that of any part."""
         return next(parts)
 
-    def warn_of_odd_values(self, values: ValueSummary) -> None:
+    def warn_of_odd_values(self, x: Rows) -> None:
         """Warn if log-normalised cells of a gene-space model have values far above training, or far fewer zeros.
 
         The mean zeros of training cells would say little: deep cells have far fewer than others. So the fewest count.
@@ -114,15 +114,16 @@ class Job(ABC):
         module = self.engine.module
         if self.request.sampling.output != "log1p" or not isinstance(module, GeneSpaceModule):
             return
+        values = x if isinstance(x, np.ndarray) else x.data
         largest, zeros = module.largest_value.item(), module.training_zeros.item()
-        if values.largest > LARGEST_VALUE * largest:
+        if x.max() > LARGEST_VALUE * largest:
             warn_user(
-                f"Sampling seems to have diverged: the largest value is {values.largest:.3g}, in training it was "
+                f"Sampling seems to have diverged: the largest value is {x.max():.3g}, in training it was "
                 f"{largest:.3g}. Try more steps, another sampler or less guidance, or train longer."
             )
-        if values.zeros < FEWEST_ZEROS * zeros:
+        if (share := 1 - np.count_nonzero(values) / np.prod(x.shape)) < FEWEST_ZEROS * zeros:
             warn_user(
-                f"{values.zeros:.0%} of the values are zeros, but at least {zeros:.0%} in every training cell. Train "
+                f"{share:.0%} of the values are zeros, but at least {zeros:.0%} in every training cell. Train "
                 "longer, or set `zero_value` (zero negation) or `head='spike_and_slab'`."
             )
 
@@ -182,7 +183,7 @@ class Generation(Job):
             parts.append((x, codes))
             progress.update(len(codes))
         x, codes = stack_rows([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
-        self.warn_of_odd_values(ValueSummary.of(x))
+        self.warn_of_odd_values(x)
         names = pd.Index([f"{self.name}-{number}" for number in rows])
         conditions = self.engine.conditions
         return x, conditions.to_obs(codes, names), self.provenance, conditions.to_obsm(codes, names)

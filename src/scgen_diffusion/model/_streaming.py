@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from lightning.pytorch.strategies import Strategy
 
-    from scgen_diffusion.data import ValueSummary
-
     from ._generation import Job
 
 SUFFIXES = (".zarr", ".h5ad")
@@ -115,15 +113,15 @@ class Stream:
         with write_atomically(self.path(number)) as beside, explain_failed_part(what, self.goal.parent):
             beside.write_bytes(content)
 
-    def join(self, merge: Callable[..., Mapping[str, Any]]) -> ValueSummary:
-        """Join all parts to the file; return a summary of its values."""
+    def join(self, merge: Callable[..., Mapping[str, Any]]) -> None:
+        """Join all parts to the file."""
         parts = [self.path(number) for number in range(len(self.rows))]
         n_bytes = sum(part.stat().st_size for part in parts)  # at most, as the file is compressed
         explained = explain_failed_part(f"Writing {self.goal.name}", self.goal.parent)
         with write_atomically(self.goal) as beside, explained:
             if shutil.disk_usage(self.goal.parent).free < n_bytes:  # HDF5 would crash
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return join_parts(parts, beside, self.identity, merge)
+            join_parts(parts, beside, self.identity, merge)
 
     def clean(self) -> None:
         """Remove the parts of all requests for this file, and what killed processes left."""
@@ -149,8 +147,6 @@ class PartMaker(pl.LightningModule):
         super().__init__()
         self.module = job.engine.module
         self.stream, self.job, self.show_progress = stream, job, show_progress
-        self.values: ValueSummary | None = None
-        """Summary of the values of the file, once this process has joined it."""
 
     def predict_dataloader(self) -> range:
         """Return the numbers of this process's parts; at least one, as otherwise Lightning would call no hook."""
@@ -174,9 +170,7 @@ class PartMaker(pl.LightningModule):
     def predict_step(self, number: int) -> int:
         """Make and write a part that is missing."""
         if number < len(self.stream.rows) and not self.stream.path(number).exists():
-            with warnings.catch_warnings(action="ignore"):  # a part may look odd; all cells are checked at the end
-                cells = self.job.make_part(self.stream.rows[number], self.bar)
-            self.stream.write(number, cells)
+            self.stream.write(number, self.job.make_part(self.stream.rows[number], self.bar))
         return number
 
     def on_predict_end(self) -> None:
@@ -184,7 +178,7 @@ class PartMaker(pl.LightningModule):
         self.bar.close()
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero and not self.stream.is_joined():
-            self.values = self.stream.join(self.job.merge)
+            self.stream.join(self.job.merge)
         self.trainer.strategy.barrier()
 
 
@@ -235,8 +229,6 @@ def write_stream(
             raise KeyboardInterrupt from end
         finally:
             module.to(place)
-        if maker.values is not None:
-            job.warn_of_odd_values(maker.values)
     stream.clean()
     return goal
 
