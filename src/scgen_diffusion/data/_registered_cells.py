@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scvi import REGISTRY_KEYS, settings
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
@@ -89,7 +90,8 @@ class GivenCells:
             return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=block_size)
         order = BatchSampler(range(len(rows)), batch_size, drop_last=False) if batches is None else batches
         workers = {"num_workers": settings.dl_num_workers, "persistent_workers": settings.dl_persistent_workers}
-        return DataLoader(Subset(self, rows), sampler=order, batch_size=None, **workers)
+        own = torch.Generator() if batches is None else None  # reading leaves torch's random state alone
+        return DataLoader(Subset(self, rows), sampler=order, batch_size=None, generator=own, **workers)
 
 
 class RegisteredCells:

@@ -89,6 +89,7 @@ from ._model_file import (
     init_options,
     model_content,
     name_damaged_file,
+    no_more_weights_than,
     read_model_file,
     write_cells,
     write_model,
@@ -1371,6 +1372,8 @@ class DiffusionModel(BaseModelClass):
                         f"{error.args[0]} These cells were saved with the model; `adata=False` ignores them.",
                     )
                 raise
+        with name_damaged_file(saved.path), no_more_weights_than(saved.path.stat().st_size):
+            cls(None, registry=saved.registry, **saved.options)
         with name_damaged_file(saved.path):
             model = cls(cells, registry=saved.registry, **saved.options)
             for name, value in saved.attributes.items():

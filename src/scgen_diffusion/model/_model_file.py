@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata
@@ -26,7 +27,7 @@ from scgen_diffusion.data import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -147,6 +148,32 @@ def _restore(plain: Any) -> Any:
             return to_table(plain)
         return {name: _restore(value) for name, value in plain.items()}
     return to_array(plain) if isinstance(plain, torch.Tensor) else plain
+
+
+@contextmanager
+def no_more_weights_than(limit: int) -> Iterator[None]:
+    """Raise ValueError as soon as the body has built modules with more values than that; nothing is allocated."""
+    n_values, thread = 0, threading.get_ident()
+
+    def count(_: torch.nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal n_values
+        if tensor is not None and threading.get_ident() == thread:
+            n_values += tensor.numel()
+        if n_values > limit:
+            msg = f"it describes a larger network than its weights are of: {name!r} has {n_values:,} values"
+            raise ValueError(msg)
+
+    hooks = torch.nn.modules.module
+    handles = [
+        hooks.register_module_parameter_registration_hook(count),
+        hooks.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # --- files of the folder ----------------------------------------------------------------------------------------------
