@@ -45,7 +45,6 @@ SETS = [
     *SETS,
     option("--control", "Real unperturbed cells, to judge predictions of perturbations.", FILE),
     option("--perturbation-key -p", "Column of obs with the perturbation."),
-    option("--match match_keys", "Column of obs, such as the donor, within which changes are taken.", multiple=True),
     option("--other others", "Predictions of another method.", Keyed("NAME=FILE", existing_file)),
     option("--metric metrics", "Compute only this metric. Repeatable.", multiple=True),
     option("--n-repeats", "Repeats for the score of real cells; 0 for none.", int),

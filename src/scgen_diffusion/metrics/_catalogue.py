@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import pairwise_distances
 
 from . import _distribution, _genes, _perturbation, _safety, _use
 from ._comparison import MIN_CELLS_PER_LABEL, UNLIKELY, CellComparison, Limits, Metric, Share
@@ -480,7 +481,7 @@ def energy_distance(comparison: Prediction) -> float:
     """How far predicted and real cells are apart: mean, spread and shape. In many dimensions, means dominate."""
     # many comparisons share a side, whose spread is computed once
     real, synthetic = comparison.real, comparison.synthetic
-    return 2 * real.distance(synthetic) - real.spread - synthetic.spread
+    return float(2 * pairwise_distances(real.pcs, synthetic.pcs).mean() - real.spread - synthetic.spread)
 
 
 def _effects(comparison: Prediction) -> tuple[_perturbation.Effect, _perturbation.Effect]:

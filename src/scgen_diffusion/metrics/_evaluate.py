@@ -56,7 +56,6 @@ def evaluate(
     control: AnnData | None = None,
     perturbation_key: str | None = None,
     separator: str = SEPARATOR,
-    match_keys: Sequence[str] | None = None,
     others: Mapping[str, AnnData] | None = None,
     metrics: str | Sequence[str] | None = None,
     layer: str | Mapping[str, str] | None = None,
@@ -101,7 +100,8 @@ def evaluate(
         that each synthetic cell was generated for. Adds metrics of labels, and rows for every label with 30 or more
         real cells (about 90 without ``train``). With ``control``, changes are taken against control cells of the same
         label. The mean shift then averages all training perturbations in all labels; the additive baseline adds parts
-        in the same label.
+        in the same label. Add the donor or batch if cells have several: ``groupby=["cell_type", "donor"]``. Otherwise,
+        a difference between donors can look like an effect.
     control
         Real unperturbed cells, with ``groupby`` those of all labels: changes of training cells, from which the
         baselines come, are taken against them as well. Metrics of perturbations then judge every perturbation in
@@ -111,15 +111,6 @@ def evaluate(
         Column of `obs` with the perturbation; needed with ``control``.
     separator
         Text between the parts of a combination of perturbations. The order of the parts does not matter.
-    match_keys
-        With ``control``: columns of `obs` in all sets, such as ``["donor"]`` or ``["batch"]``, within which changes are
-        taken. For each perturbation, control and predicted cells get the shares of donors of its real cells, and
-        training changes are against control cells of the same donors. Otherwise, a difference between donors can look
-        like an effect. ``energy_distance`` needs the distance between two real cells of each donor; a donor with a
-        single one gets the mean of the other donors. If each real cell of a perturbation has its own donor,
-        ``energy_distance``, ``mean_change_debiased_error`` and ``mean_change_slope`` are NaN: sampling noise cannot be
-        told from differences between donors. The last two of a baseline are NaN if this holds for all training
-        perturbations that it adds up, or each has one cell.
     others
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
@@ -205,7 +196,7 @@ def evaluate(
     ValueError
         If there are too few cells, many synthetic cells have no counts, genes differ, a metric is unknown or lacks what
         it needs, ``real_test`` has cells of ``train``, arguments contradict each other, a perturbation was not
-        predicted, or a group (with ``match_keys``, each of its donors) has no control cells.
+        predicted, or a group has no control cells.
 
     Notes
     -----
@@ -267,8 +258,8 @@ def evaluate(
     if not is_multimodal and (scales is not None or isinstance(layer, Mapping)):
         msg = "`scales`, and `layer` by modality, are only for MuData, but no set is a MuData."
         raise ValueError(msg)
-    if (control is None) != (perturbation_key is None) or ((others or match_keys) and control is None):
-        msg = "Perturbations need both `control` and `perturbation_key`; `others` and `match_keys` need these two."
+    if (control is None) != (perturbation_key is None) or (others and control is None):
+        msg = "Perturbations need both `control` and `perturbation_key`; `others` needs these two."
         raise ValueError(msg)
 
     if space is not None and isinstance(real_test, AnnData):  # the other sets are read in its order of genes
@@ -277,7 +268,7 @@ def evaluate(
         return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
     if control is not None:
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
-        return evaluate_perturbations(sets, dict(others or {}), names, draws, match_keys=match_keys, **options)
+        return evaluate_perturbations(sets, dict(others or {}), names, draws, **options)
     sources = read_sources(sets, groupby, layer)
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)

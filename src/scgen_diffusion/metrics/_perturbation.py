@@ -27,6 +27,7 @@ from scgen_diffusion.data import OF_CONTROL
 
 from ._cells import as_points, means, pair_of_expressions, variances
 from ._comparison import UNKNOWN, Comparison
+from ._distribution import mean_off_diagonal
 from ._genes import correlation
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class GeneMoments:
     variance: NDArray[np.float64]
     n_cells: int
     noise: NDArray[np.float64] = field(default=None)
-    control_share: float | NDArray[np.float64] = 0.0
+    control_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.noise is None:
@@ -83,37 +84,16 @@ class Profile:
     moments
         Mean and variance of all genes.
     pcs
-        The cells in the space for distances, those of a match together, `(cells, dimensions)`.
-    n_cells, shares
-        Number of these cells of each match, and its share, which need not be that of these cells, `(matches,)`.
+        The cells in the space for distances, `(cells, dimensions)`.
     """
 
     moments: GeneMoments
-    pcs: NDArray
-    n_cells: NDArray[np.intp]
-    shares: NDArray[np.float64]
+    pcs: NDArray[np.float64]
 
     @cached_property
     def spread(self) -> float:
         """Mean distance between two different cells."""
-        return self.distance(self)
-
-    def distance(self, other: Profile) -> float:
-        """Return the mean distance to other cells, or between different cells of one set, with the shares of matches.
-
-        A match with a single cell has no two different ones; the mean of the other matches takes the place of theirs.
-        If every match has a single cell, it is unknown (NaN): cells of different donors may be farther apart.
-        """
-        x = self.pcs.astype(np.float64)
-        y = x if other is self else other.pcs.astype(np.float64)
-        n_pairs = np.outer(self.n_cells, other.n_cells) - (np.diag(self.n_cells) if other is self else 0)
-        sums = np.add.reduceat(pairwise_distances(x, y), np.cumsum(self.n_cells) - self.n_cells)
-        sums = np.add.reduceat(sums, np.cumsum(other.n_cells) - other.n_cells, axis=1)
-        means, weights = sums / np.maximum(n_pairs, 1), np.outer(self.shares, other.shares)
-        if (lacks := n_pairs == 0).any():
-            known = np.eye(len(lacks), dtype=bool) & ~lacks
-            means[lacks] = np.average(means[known], weights=weights[known]) if known.any() else UNKNOWN
-        return float((weights * means).sum())
+        return mean_off_diagonal(pairwise_distances(self.pcs))
 
 
 class Panel(NamedTuple):

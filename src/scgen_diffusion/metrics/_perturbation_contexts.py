@@ -1,6 +1,6 @@
 """The table of perturbations: real cells of each, beside all predictions of them.
 
-Cells are read by perturbation, group and match. The baselines are predicted from control and training cells.
+Cells are read by perturbation and group. The baselines are predicted from control and training cells.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
-import pandas as pd
 
-from scgen_diffusion._arguments import as_list, list_first, warn_user
-from scgen_diffusion.data import SEPARATOR, CellFiles, as_labels, check_is_anndata, check_names
+from scgen_diffusion._arguments import list_first, warn_user
+from scgen_diffusion.data import SEPARATOR, CellFiles, as_labels, check_is_anndata
 
 from ._catalogue import choose_metrics
 from ._cells import Source, check_for_empty_cells, labels_of, means, stacked
@@ -26,6 +25,7 @@ from ._space import ComparisonSpace
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 #: The single perturbations of a cell, sorted; empty for unperturbed cells.
 Parts: TypeAlias = tuple[str, ...]
-#: The training cells of a perturbation in a group: their moments, and the share of each match.
-Trained: TypeAlias = tuple[GeneMoments, dict[str, float]]
+#: The moments of the training cells of a perturbation, and their group.
+Trained: TypeAlias = tuple[GeneMoments, str]
 
 MIN_CELLS = 2
 FIGURES = ("value", "real", "no_change", "mean_shift", "additive")  # columns, and one per entry of `others`
@@ -53,19 +53,14 @@ class Perturbed:
         Log-normalised values.
     rows
         Positions of the cells by their single perturbations (empty for unperturbed cells) and group; sorted.
-    matches
-        What control cells must have in common with each cell: its group, and what ``match_keys`` say, such as the
-        donor, `(cells,)`.
     """
 
     expression: Expression
     rows: dict[tuple[Parts, str], NDArray[np.intp]]
-    matches: NDArray[np.str_]
 
     @classmethod
-    def read(cls, cells: AnnData, source: Source, parts: Sequence[Parts], match_keys: Sequence[str]) -> Self:
+    def read(cls, source: Source, parts: Sequence[Parts]) -> Self:
         """Read cells and their perturbations; unperturbed cells of ``real_test`` and ``train`` are left out."""
-        matches = labels_of(cells, match_keys, name=source.name) if match_keys else np.zeros(len(source), dtype=str)
         kept = np.arange(len(source))
         if source.name in ("real_test", "train"):
             kept = np.flatnonzero([bool(own) for own in parts])
@@ -73,35 +68,11 @@ class Perturbed:
         for place, row in enumerate(kept):
             group = ALL if source.labels is None else str(source.labels[row])
             places.setdefault((parts[row], group), []).append(place)
-        rows = {key: np.array(own) for key, own in sorted(places.items())}
-        return cls(stacked(source.chunks(kept)), rows, matches[kept])
+        return cls(stacked(source.chunks(kept)), {key: np.array(own) for key, own in sorted(places.items())})
 
-    def of(self, parts: Parts, group: str, match: str | None = None) -> Expression:
-        """Return the cells of one perturbation (empty for control) in one group, or only those of one match."""
-        rows = self.rows.get((parts, group), np.zeros(0, dtype=np.intp))
-        return self.expression[rows if match is None else rows[self.matches[rows] == match]]
-
-    def with_matches(self, known: Iterable[str]) -> Self:
-        """Leave out cells whose match is not known."""
-        is_known = np.isin(self.matches, [*known])
-        rows = {place: own[is_known[own]] for place, own in self.rows.items()}
-        return replace(self, rows={place: own for place, own in rows.items() if len(own)})
-
-    def moments(self, parts: Parts, group: str) -> GeneMoments:
-        """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise.
-
-        The noise is that of the variance within matches, pooled, because a match may have a single cell. If all have,
-        it is unknown (NaN), as that of a single cell is: that of all cells has the differences between donors, too.
-        """
-        moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
-        within = [GeneMoments.of(self.of(parts, group, match)) for match in shares]
-        squares = np.sum([(own.n_cells - 1) * own.variance for own in within], axis=0)
-        n_free = moments.n_cells - len(shares) or UNKNOWN
-        return replace(moments, noise=squares / n_free / moments.n_cells)
-
-    def shares(self, parts: Parts, group: str) -> dict[str, float]:
-        """Return which share of the cells of a perturbation in a group has each match."""
-        return pd.Series(self.matches[self.rows[parts, group]]).value_counts(normalize=True).sort_index().to_dict()
+    def of(self, parts: Parts, group: str) -> Expression:
+        """Return the cells of one perturbation (empty for control) in one group."""
+        return self.expression[self.rows.get((parts, group), np.zeros(0, dtype=np.intp))]
 
 
 def read_perturbed(
@@ -111,7 +82,6 @@ def read_perturbed(
     separator: str,
     groupby: str | Sequence[str] | None,
     layer: str | None,
-    match_keys: Sequence[str],
 ) -> tuple[dict[str, Perturbed], dict[Parts, str]]:
     """Check and read ``real_test``, ``control`` and other sets. Return also the names of the real perturbations."""
     genes, untreated = given["real_test"].var_names, given["control"].obs
@@ -129,19 +99,18 @@ def read_perturbed(
             parts = [by_name[one] for one in perturbations]
         if name == "real_test":
             names = {own: one for one, own in by_name.items()}
-        sets[name] = Perturbed.read(given[name], source, parts, [*as_list(groupby), *match_keys])
+        sets[name] = Perturbed.read(source, parts)
         if name in ("real_test", "train") and not sets[name].rows:
             msg = f"`{name}` needs perturbed cells, but `control` has all its names: {list_first(list(by_name))}."
             raise ValueError(msg)
     real = sets["real_test"]
     for parts, group in real.rows:
-        for match in real.shares(parts, group):
-            found = {"real_test": real.of(parts, group), "synthetic": sets["synthetic"].of(parts, group, match)}
-            for name, cells in (found | {"control": sets["control"].of((), group, match)}).items():
-                if len(cells) < MIN_CELLS:
-                    where = f"perturbation {SEPARATOR.join(parts)!r}" + (f" of {match!r}" if match else "")
-                    msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {len(cells)}."
-                    raise ValueError(msg)
+        found = {name: sets[name].of(parts, group) for name in ("real_test", "synthetic")}
+        for name, cells in (found | {"control": sets["control"].of((), group)}).items():
+            if len(cells) < MIN_CELLS:
+                where = f"perturbation {SEPARATOR.join(parts)!r}" + (f" of {group!r}" if group != ALL else "")
+                msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {len(cells)}."
+                raise ValueError(msg)
     if "train" in sets and copied_cells(real.expression, sets["train"].expression) > 0.5:
         msg = "`real_test` has cells of `train`."
         raise ValueError(msg)
@@ -162,7 +131,7 @@ class Shift:
     noise
         Sampling variance that it has from perturbed cells, `(genes,)`.
     control_weights
-        By match, how much of the mean of control cells was subtracted.
+        By group, how much of the mean of control cells was subtracted.
     """
 
     change: NDArray[np.float64]
@@ -173,38 +142,24 @@ class Shift:
     def of(cls, perturbed: Iterable[Trained], controls: Mapping[str, GeneMoments], weight: float = 1.0) -> Self:
         """Add the changes of these perturbations in their groups, each with the same weight, and their noise.
 
-        Cells of unknown noise vary as much as those of the other perturbations do on average.
+        The noise of a single cell is unknown: it varies as much as those of the other perturbations do on average.
         """
-        moments, all_shares = zip(*perturbed, strict=True)
-        weights: Counter[str] = Counter()
-        for shares in all_shares:
-            weights.update({match: weight * share for match, share in shares.items()})
+        moments, groups = zip(*perturbed, strict=True)
+        weights = {group: weight * n for group, n in Counter(groups).items()}
         change = weight * np.sum([own.mean for own in moments], axis=0)
-        change = change - np.sum([share * controls[match].mean for match, share in weights.items()], axis=0)
-        variances = [own.noise * own.n_cells for own in moments if np.isfinite(own.noise).all()]
+        change = change - np.sum([share * controls[group].mean for group, share in weights.items()], axis=0)
+        variances = [own.variance for own in moments if own.n_cells > 1]
         variance = np.sum(variances, axis=0) / (len(variances) or UNKNOWN)
-        noise = np.sum([np.where(np.isnan(own.noise), variance / own.n_cells, own.noise) for own in moments], axis=0)
-        return cls(change, weight**2 * noise, dict(weights))
+        noise = np.sum([own.noise if own.n_cells > 1 else variance for own in moments], axis=0)
+        return cls(change, weight**2 * noise, weights)
 
-    def move(self, cells: GeneMoments, shares: Mapping[str, float], controls: Mapping[str, GeneMoments]) -> GeneMoments:
-        """Shift control cells with these shares of matches. Part of their noise is subtracted again."""
-        left = Counter(shares)
+    def move(self, group: str, controls: Mapping[str, GeneMoments]) -> GeneMoments:
+        """Shift the control cells of a group. Part of their noise is subtracted again."""
+        left = Counter({group: 1.0})
         left.subtract(self.control_weights)
-        noise = self.noise + np.sum([share**2 * controls[match].noise for match, share in left.items()], axis=0)
-        shared = np.sum([left[match] * share * controls[match].noise for match, share in shares.items()], axis=0)
-        control_share = np.divide(shared, cells.noise, out=np.zeros_like(shared), where=cells.noise > 0)
-        return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=control_share)
-
-
-def mix(weighted: Sequence[tuple[GeneMoments, float]]) -> GeneMoments:
-    """Return the moments of cells of which each part has a given share, whatever its number of cells."""
-    mean = np.sum([share * own.mean for own, share in weighted], axis=0)
-    return GeneMoments(
-        mean,
-        np.sum([share * (own.variance + (own.mean - mean) ** 2) for own, share in weighted], axis=0),
-        round(1 / sum(share**2 / own.n_cells for own, share in weighted)),
-        np.sum([share**2 * own.noise for own, share in weighted], axis=0),
-    )
+        noise = self.noise + np.sum([share**2 * controls[own].noise for own, share in left.items()], axis=0)
+        cells = controls[group]
+        return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=left[group])
 
 
 @dataclass(frozen=True)
@@ -216,7 +171,7 @@ class Profiles:
     sets
         The given cells.
     controls
-        Moments of the control cells by match.
+        Moments of the control cells by group.
     control_shares
         By set, see :class:`GeneMoments`.
     space, draws
@@ -229,26 +184,22 @@ class Profiles:
     space: ComparisonSpace | None
     draws: Draws
 
-    def of(self, cells: Expression, share: float = 1.0) -> Profile:
-        """Compute the moments of all cells, and draw some for distances: at most this share of ``max_cells``."""
-        drawn, n_most = cells, max(round(self.draws.max_cells * share), MIN_CELLS)
+    def of(self, cells: Expression, control_share: float = 0.0) -> Profile:
+        """Compute the moments of all cells, and draw some for distances."""
+        drawn, n_most = cells, self.draws.max_cells
         if len(cells) > n_most:
             drawn = cells[np.sort(np.random.default_rng(self.draws.seed).permutation(len(cells))[:n_most])]
         pcs = drawn.values.toarray() if self.space is None else self.space.project(drawn)
-        return Profile(GeneMoments.of(cells), pcs, np.array([len(pcs)]), np.ones(1))
+        return Profile(replace(GeneMoments.of(cells), control_share=control_share), pcs.astype(np.float64))
 
-    def matched(self, name: str, parts: Parts, group: str, shares: Mapping[str, float]) -> Profile:
-        """Compute the moments of cells with these shares of matches, and draw cells of each match for distances."""
-        found = [self.of(self.sets[name].of(parts, group, match), share) for match, share in shares.items()]
-        moments = mix([(own.moments, share) for own, share in zip(found, shares.values(), strict=True)])
-        pcs, n_cells = [own.pcs for own in found], np.array([len(own.pcs) for own in found])
-        moments = replace(moments, control_share=self.control_shares[name])
-        return Profile(moments, np.concatenate(pcs), n_cells, np.array([*shares.values()]))
+    def of_set(self, name: str, parts: Parts, group: str) -> Profile:
+        """Compute the profile of the cells of a perturbation in a group."""
+        return self.of(self.sets[name].of(parts, group), self.control_shares[name])
 
-    def moved(self, cells: Profile, shares: Mapping[str, float], shift: Shift) -> Profile:
-        """Shift all cells by a change of the genes. The projection is linear."""
+    def moved(self, control: Profile, group: str, shift: Shift) -> Profile:
+        """Shift the control cells of a group by a change of the genes. The projection is linear."""
         step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
-        return replace(cells, moments=shift.move(cells.moments, shares, self.controls), pcs=cells.pcs + step)
+        return Profile(shift.move(group, self.controls), control.pcs + step)
 
 
 def evaluate_perturbations(
@@ -262,7 +213,6 @@ def evaluate_perturbations(
     groupby: str | Sequence[str] | None,
     layer: str | None,
     space: ComparisonSpace | None,
-    match_keys: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Return the table of every perturbation.
 
@@ -274,7 +224,7 @@ def evaluate_perturbations(
         The predictions of other methods.
     names
         The metrics.
-    draws, key, separator, groupby, layer, space, match_keys
+    draws, key, separator, groupby, layer, space
         As in :func:`evaluate`.
     """
     leading, figures = ("metric", "perturbation", "group"), (*FIGURES, *others)
@@ -285,16 +235,13 @@ def evaluate_perturbations(
     for name, cells in given.items():
         advice = " With `control`, read its cells: `train.read(rows)`." if isinstance(cells, CellFiles) else ""
         check_is_anndata(cells, name, advice)
-    match_keys = check_names(match_keys, "match_keys")
-    options = {"key": key, "separator": separator, "groupby": groupby, "layer": layer, "match_keys": match_keys}
-    sets, of_parts = read_perturbed(given, **options)
+    sets, of_parts = read_perturbed(given, key=key, separator=separator, groupby=groupby, layer=layer)
     available: set[Need] = {"control"} | ({"train"} & {*sets})
     available |= {"perturbations"} if len({parts for parts, _ in sets["real_test"].rows}) > 1 else set()
     metrics = choose_metrics(names, "perturbation", available, given["real_test"].n_vars)
     if "train" in sets and space is None:
         space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed)
-    control = sets["control"]
-    controls = {match: GeneMoments.of(control.expression[control.matches == match]) for match in {*control.matches}}
+    controls = {group: GeneMoments.of(sets["control"].of(parts, group)) for parts, group in sets["control"].rows}
     control_shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
     profiles = Profiles(sets, controls, control_shares, space, draws)
     halves = {place: _halves_of(len(rows), draws) for place, rows in sets["real_test"].rows.items()}
@@ -321,29 +268,29 @@ def _contexts(
     real = sets["real_test"]
     trained: dict[tuple[Parts, str], Trained] = {}
     if "train" in sets:
-        train = sets["train"].with_matches(controls)
-        trained = {place: (train.moments(*place), train.shares(*place)) for place in train.rows}
+        known = [place for place in sets["train"].rows if place[1] in controls]
+        trained = {place: (GeneMoments.of(sets["train"].of(*place)), place[1]) for place in known}
         if not trained:
             warn_user("`control` has no cells of the groups in `train`, so `mean_shift` and `additive` are empty.")
     mean_response = Shift.of(trained.values(), controls, weight=1 / len(trained)) if trained else None
 
-    @lru_cache(maxsize=1)  # in a group, many perturbations have the same control cells
-    def control_of(group: str, shares: tuple[tuple[str, float], ...]) -> Profile:
-        return profiles.matched("control", (), group, dict(shares))
+    @lru_cache(maxsize=1)  # many perturbations have the same control cells
+    def control_of(group: str) -> Profile:
+        return profiles.of_set("control", (), group)
 
     for place in sorted(real.rows, key=lambda place: place[1]):
-        (parts, group), cells, shares = place, real.of(*place), real.shares(*place)
-        control = control_of(group, tuple(shares.items()))
-        found = {"value": profiles.matched("synthetic", *place, shares), "no_change": control}
+        parts, group = place
+        control, cells = control_of(group), real.of(*place)
+        found = {"value": profiles.of_set("synthetic", *place), "no_change": control}
         if mean_response is not None:
-            found["mean_shift"] = profiles.moved(control, shares, mean_response)
+            found["mean_shift"] = profiles.moved(control, group, mean_response)
         singles = [trained.get(((part,), group)) for part in parts]
         if None not in singles:
-            found["additive"] = profiles.moved(control, shares, Shift.of(singles, controls))
+            found["additive"] = profiles.moved(control, group, Shift.of(singles, controls))
         for name, own in sets.items():
-            if name not in SETS and all(len(own.of(*place, match)) >= MIN_CELLS for match in shares):
-                found[name] = profiles.matched(name, *place, shares)
-        of_real = replace(profiles.matched("real_test", *place, shares), moments=real.moments(*place))
+            if name not in SETS and len(own.of(*place)) >= MIN_CELLS:
+                found[name] = profiles.of_set(name, *place)
+        of_real = profiles.of(cells)
         compare = partial(Prediction, control=control, mean_response=found.get("mean_shift"))
         whole, *of_halves = panels.get(place, [None] * (1 + profiles.draws.n_repeats))
         comparisons = {name: [compare(of_real, own, panel=whole)] for name, own in found.items()}
@@ -370,13 +317,12 @@ def _panels(
     """Return the panel of each perturbation in its group, and those of the first halves in every split."""
     panels: dict[tuple[Parts, str], list[Panel]] = {}
     for group in {group for _, group in real.rows}:
-        shares = {parts: real.shares(parts, group) for parts, place in real.rows if place == group}
-        directions = np.empty((1 + n_splits, len(shares), np.count_nonzero(genes)), dtype=np.float32)
-        for row, (parts, own) in enumerate(shares.items()):
-            control = np.sum([share * controls[match].mean for match, share in own.items()], axis=0)
+        perturbations = [parts for parts, place in real.rows if place == group]
+        directions = np.empty((1 + n_splits, len(perturbations), np.count_nonzero(genes)), dtype=np.float32)
+        for row, parts in enumerate(perturbations):
             cells = real.of(parts, group)
             firsts = [cells[first] for first, _ in halves[parts, group]] or [cells] * n_splits
-            changes = np.array([(means(one.values) - control)[genes] for one in (cells, *firsts)])
+            changes = np.array([(means(one.values) - controls[group].mean)[genes] for one in (cells, *firsts)])
             directions[:, row] = unit_vectors(changes)
             panels[parts, group] = [Panel(of_split, row, genes) for of_split in directions]
     return panels
