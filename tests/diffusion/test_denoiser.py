@@ -32,19 +32,21 @@ def test_targets_are_what_their_names_say(path):
     assert torch.equal(TARGETS["noise"].of(path, data, noise, t), noise)
     v = path.alpha(t)[:, None] * noise - path.sigma(t)[:, None] * data
     torch.testing.assert_close(TARGETS["v"].of(path, data, noise, t), v, rtol=1e-12, atol=1e-12)
+
+
+def test_the_velocity_is_the_derivative_of_the_straight_path():
+    (data, noise, t), path = draw(), PATHS["flow_matching"]
     _, derivative = jvp(lambda s: path.interpolate(data, noise, s), (t,), (torch.ones_like(t),))
     torch.testing.assert_close(TARGETS["velocity"].of(path, data, noise, t), derivative, rtol=1e-8, atol=1e-8)
 
 
 @given(path=any_path, target=any_target, seed=st.integers(0, 1000))
 @settings(max_examples=100, deadline=None)
-def test_a_right_prediction_is_read_as_data_noise_and_velocity(path, target, seed):
+def test_a_right_prediction_is_read_as_data_and_noise(path, target, seed):
     data, noise, t = draw(seed=seed)
     denoiser = Denoiser(lambda x_t, times: target.of(path, data, noise, t), path, target)
     x_t = path.interpolate(data, noise, t)
     torch.testing.assert_close(tuple(denoiser.estimate(x_t, t)), (data, noise), rtol=1e-9, atol=1e-9)
-    velocity = TARGETS["velocity"].of(path, data, noise, t)
-    torch.testing.assert_close(denoiser(x_t, t), velocity, rtol=1e-7, atol=1e-7)
 
 
 @given(path=any_path, first=any_target, second=any_target, seed=st.integers(0, 1000))

@@ -85,8 +85,8 @@ def _v_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _velocity_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights of dx/dt, the target of flow matching (Lipman et al., 2023)."""
-    return path.alpha_rate(t), path.sigma_rate(t)
+    """Return the weights of dx/dt on the straight path, the target of flow matching (Lipman et al., 2023)."""
+    return torch.ones_like(t), -torch.ones_like(t)
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    r"""A network's prediction, together with its path and its target.
+    """A network's prediction, together with its path and its target.
 
-    Called with ``(x_t, t)``, it returns the velocity :math:`\dot\alpha_t\,\text{data} + \dot\sigma_t\,\text{noise}` of
-    the probability-flow ODE, so samplers for flows can use it as a field.
+    Called with ``(x_t, t)``, it returns the raw prediction: for the target ``"velocity"`` the field that samplers of
+    flows integrate.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ class Denoiser:
     >>> denoiser = Denoiser(
     ...     lambda x, t: torch.ones_like(x), LinearInterpolant(), TARGETS["data"]
     ... )
-    >>> denoiser(torch.zeros(1, 2), torch.tensor(0.5))
-    tensor([[2., 2.]])
+    >>> denoiser.estimate(torch.zeros(1, 2), torch.tensor(0.5))
+    Estimate(data=tensor([[1., 1.]]), noise=tensor([[-1., -1.]]))
     """
 
     field: Field
@@ -147,18 +147,12 @@ class Denoiser:
     target: Target | Kinds
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the velocity at ``x_t (n, ...)``, for one time or times ``(n,)``."""
-        if self.target == TARGETS["velocity"]:
-            return self.predict(x_t, t)
-        return TARGETS["velocity"].of(self.path, *self.estimate(x_t, t), t)
-
-    def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the raw prediction at path times ``t``, which samplers know, instead of the network's times."""
+        """Return the prediction at path times ``t``, which samplers know, instead of the network's times."""
         return self.field(x_t, self.path.network_time(t))
 
     def estimate(self, x_t: Tensor, t: Tensor) -> Estimate:
         """Estimate the data and noise in ``x_t (n, ...)``, for one time or times ``(n,)``."""
-        return Estimate(*self.target.to_data_and_noise(self.path, self.predict(x_t, t), x_t, t))
+        return Estimate(*self.target.to_data_and_noise(self.path, self(x_t, t), x_t, t))
 
 
 class Network(Protocol):

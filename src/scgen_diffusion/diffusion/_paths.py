@@ -32,14 +32,6 @@ class Path(Protocol):
         r"""Return the weight of the noise, :math:`\sigma_t`."""
 
     @abstractmethod
-    def alpha_rate(self, t: Tensor) -> Tensor:
-        r"""Return the derivative :math:`d\alpha_t / dt`."""
-
-    @abstractmethod
-    def sigma_rate(self, t: Tensor) -> Tensor:
-        r"""Return the derivative :math:`d\sigma_t / dt`."""
-
-    @abstractmethod
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw the times of ``n`` training samples, ``(n,)``. The generator must be on the same device."""
 
@@ -83,14 +75,6 @@ class LinearInterpolant(Path):
         """Return ``1 - t``."""
         return 1 - t
 
-    def alpha_rate(self, t: Tensor) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(t)
-
-    def sigma_rate(self, t: Tensor) -> Tensor:
-        """Return -1."""
-        return -torch.ones_like(t)
-
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` times uniformly from ``[0, 1)``."""
         return torch.rand(n, generator=generator, device=device)
@@ -104,7 +88,7 @@ class VariancePreserving(Path):
     :math:`\alpha^2 = \bar\alpha_k = \prod_{i \le k} (1 - \beta_i)`, where :math:`\beta_k` increases in equal
     steps from 1e-4 to 0.02. Here, index ``k`` corresponds to ``t = 1 - (k + 1)
     / n_timesteps`` and clean data to ``t = 1``; between these times :math:`\log \bar\alpha` is linear. The network sees
-    ``k``, and training draws it uniformly. :math:`\dot\sigma_t` is infinite at ``t = 1``.
+    ``k``, and training draws it uniformly.
 
     Parameters
     ----------
@@ -137,15 +121,6 @@ class VariancePreserving(Path):
         r"""Return :math:`\sqrt{1 - \bar\alpha_t}`."""
         return (-self._log_alpha_bar(t).expm1()).sqrt()
 
-    def alpha_rate(self, t: Tensor) -> Tensor:
-        r"""Return :math:`\dot\alpha_t`; at a timestep, the value of the noisier side."""
-        _, below, above = self._segment(t)
-        return self.alpha(t) * (below - above) * (self.n_timesteps / 2)
-
-    def sigma_rate(self, t: Tensor) -> Tensor:
-        r"""Return :math:`\dot\sigma_t = -\alpha_t \dot\alpha_t / \sigma_t`, which is ``-inf`` at ``t = 1``."""
-        return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t)
-
     def network_time(self, t: Tensor) -> Tensor:
         """Return the timestep index ``n_timesteps (1 - t) - 1``, without rounding errors if it is a whole number."""
         k = self.n_timesteps * (1 - t) - 1
@@ -160,15 +135,12 @@ class VariancePreserving(Path):
         """Draw ``n`` timesteps uniformly, and return their times."""
         return self.time(torch.randint(self.n_timesteps, (n,), generator=generator, device=device))
 
-    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Return where ``t`` lies between two timesteps, and their :math:`\log \bar\alpha`, the cleaner one first."""
-        table, position = _log_alpha_bar_table(self, t.device, t.dtype), self.network_time(t) + 1
-        below = position.floor().long().clamp(0, self.n_timesteps - 1)
-        return position - below, _look_up(table, below), _look_up(table, below + 1)
-
     def _log_alpha_bar(self, t: Tensor) -> Tensor:
-        fraction, below, above = self._segment(t)
-        return below + fraction * (above - below)
+        r"""Return :math:`\log \bar\alpha_t`, interpolated between the timesteps around ``t``."""
+        table, position = _log_alpha_bar_table(self, t.device, t.dtype), self.network_time(t) + 1
+        cleaner = position.floor().long().clamp(0, self.n_timesteps - 1)
+        below, above = _look_up(table, cleaner), _look_up(table, cleaner + 1)
+        return below + (position - cleaner) * (above - below)
 
 
 def _look_up(table: Tensor, index: Tensor) -> Tensor:
@@ -229,10 +201,6 @@ class Masking(Path):
     def alpha_rate(self, t: Tensor) -> Tensor:
         """Return the derivative of :meth:`alpha`."""
         return torch.exp(t * self._growth) * (self._growth / self.resolution)
-
-    def sigma_rate(self, t: Tensor) -> Tensor:
-        """Return the derivative of :meth:`sigma`."""
-        return -self.alpha_rate(t)
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` times uniformly from ``[0, 1]``, one in each of ``n`` equal parts, in random order.

@@ -411,7 +411,7 @@ class UnmaskingSampler:
 
 def expected_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Return the expected number of items of each kind that a step from ``t`` to ``s`` unmasks, ``(n, kinds)``."""
-    return x[:, -1:] * share_of_masked(denoiser.path, t, s) * denoiser.predict(x, t).softmax(1)
+    return x[:, -1:] * share_of_masked(denoiser.path, t, s) * denoiser(x, t).softmax(1)
 
 
 def share_of_masked(path: Path, t: Tensor, s: Tensor) -> Tensor:
