@@ -430,9 +430,9 @@ def matrices_of_genes(
         raise ValueError(msg)
     for file, table, matrix in zip(files, tables, matrices, strict=True):
         place = table.index.get_indexer(wanted)
-        lacking, more = wanted[place < 0], table.index.difference(wanted, sort=False)
-        if len(lacking) or (genes is None and len(more)):
-            found = f"{file.name} lacks {list_some(lacking)} of those to use, and has {list_some(more)} others"
+        missing, more = wanted[place < 0], table.index.difference(wanted, sort=False)
+        if len(missing) or (genes is None and len(more)):
+            found = f"{file.name} lacks {list_some(missing)} of those to use, and has {list_some(more)} others"
             msg = f"`genes`: {found}. Use those of all files with `genes='shared'`, or list some."
             raise ValueError(msg)
         matrix.columns = None if np.array_equal(place, np.arange(len(table))) else place
@@ -463,7 +463,8 @@ def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], kind: str =
         if missing := [file for file in files if name not in file.columns]:
             msg = f"The {kind} key {name!r} is not in obs of {missing[0].name}. {known_names(name, missing[0].columns)}"
             raise KeyError(msg)
-        joined = pd.concat([file.column(name) for file in files], ignore_index=True)
+        parts = [file.column(name) for file in files if file.n_cells]  # pandas warns of empty ones
+        joined = pd.concat(parts or [files[0].column(name)], ignore_index=True)
         is_text = joined.dtype == object or pd.api.types.is_string_dtype(joined.dtype)
         columns[name] = joined.astype("category") if is_text else joined
     return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))

@@ -269,10 +269,8 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            If a column in ``condition_keys`` looks like numbers or cell names instead of classes, a control value is
-            one of very many numbers, a number varies only among perturbed cells but has no control value, the columns
-            of an array have very different spreads, ``unlabeled_category`` is given but all cells have labels, or the
-            matrix is sparse and stored by columns.
+            If a column in ``condition_keys`` looks like numbers, cell names or missing labels instead of classes, or if
+            ``unlabeled_category`` is given but all cells have labels.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
