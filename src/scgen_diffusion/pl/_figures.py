@@ -285,7 +285,8 @@ def label_colors(real: AnnData, key: str, labels: Sequence[str]) -> dict[str, An
     """Give every label its colour from ``real.uns``, or from scanpy."""
     named = [label for label in labels if label != NO_LABEL]
     categories = categories_of(real, key)
-    stored = list(real.uns.get(f"{key}_colors", ()))
+    stored = real.uns.get(f"{key}_colors")
+    stored = list(stored) if np.iterable(stored) else []
     is_usable = len(stored) >= len(categories) and all(map(is_color_like, stored))  # as in scanpy
     colors = dict(zip(categories, stored, strict=False)) if is_usable else {}
     others = [label for label in dict.fromkeys([*categories, *named]) if label not in colors]
