@@ -79,13 +79,12 @@ def load_reference(
     ``architecture`` is what cannot be read off the tensors.
     """
     weights = read_weights(Path(path).expanduser())
-    _check_sizes(weights, var_names, categories)
     try:
         architecture |= _architecture_of(weights)
         model = cls(registry=stand_in_registry(cls, var_names, categories), size="published", **architecture)
         _fill(model.module, weights, list(categories), ema=ema)
     except (KeyError, RuntimeError) as error:
-        msg = f"The weights do not have the published layout: {error}"
+        msg = f"`var_names` or `categories` do not fit the weights, or these are not published ones of scLDM: {error}"
         raise ValueError(msg) from error
     codes = np.array([*product(*(range(len(values)) for values in categories.values()))], dtype=int)
     model.combinations_, model.combination_sizes_ = codes, np.ones(len(codes), dtype=int)
@@ -141,23 +140,6 @@ def _count(weights: Weights, prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
 
 
-def _check_sizes(weights: Weights, var_names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> None:
-    """Raise unless genes and categories are those of the weights."""
-    genes, prefix = "vae_model.input_layer.gene_embedding.weight", "diffusion_model.class_embeddings."
-    if genes not in weights:
-        msg = f"The file has no tensor {genes!r}; it is not a file of published scLDM weights."
-        raise ValueError(msg)
-    if len(var_names) != (n_genes := len(weights[genes]) - 1):
-        msg = f"`var_names` has {len(var_names)} genes, but the weights have {n_genes}."
-        raise ValueError(msg)
-    tables = {name: len(w) - 1 for name, w in weights.items() if name.startswith(prefix)}
-    sizes = {name.removeprefix(prefix).split(".")[0]: size for name, size in tables.items()}
-    given = {key: len(values) for key, values in categories.items()}
-    if given != sizes:
-        msg = f"`categories` has {given} classes per key, but the weights have {sizes}."
-        raise ValueError(msg)
-
-
 def stand_in_registry(
     cls: type[BaseModelClass], var_names: Sequence[str], categories: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
@@ -193,6 +175,9 @@ def _fill(module: torch.nn.Module, weights: Weights, keys: Sequence[str], *, ema
     own = module.state_dict()
     if missing := [name for name in own if name.startswith(FILLED) and name not in found]:
         msg = f"there is no tensor for {missing[0]!r}"
+        raise KeyError(msg)
+    if unknown := [name for name in found if name.startswith("prior.class_embeddings.")]:
+        msg = f"`categories` lacks the key of {unknown[0]!r}"
         raise KeyError(msg)
     module.load_state_dict(own | {name: w for name, w in found.items() if name in own})
 
