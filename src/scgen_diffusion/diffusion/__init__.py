@@ -17,7 +17,7 @@ from ._count_draws import (
     keep_where,
 )
 from ._coupling import optimal_pairs
-from ._denoiser import TARGETS, Denoiser, Estimate, Kinds, Network, Target, diffusion_loss, spike_and_slab_mean
+from ._denoiser import TARGETS, Denoiser, Estimate, Kinds, Target, diffusion_loss, spike_and_slab_mean
 from ._guidance import Guidance, GuidanceScale, GuidedField
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._paths import (
@@ -46,14 +46,8 @@ from ._samplers import (
 )
 
 __all__ = [
-    "CONDITION_STRATEGIES",
-    "DIFFUSION_SAMPLERS",
-    "FLOW_SAMPLERS",
-    "PATHS",
-    "TARGETS",
     "Additive",
     "ConditionColumns",
-    "ConditionStrategy",
     "DDIMSampler",
     "DDPMSampler",
     "DPMSolverSampler",
@@ -64,7 +58,6 @@ __all__ = [
     "FlowInversion",
     "Generators",
     "Guidance",
-    "GuidanceScale",
     "GuidedField",
     "Inversion",
     "Joint",
@@ -72,7 +65,6 @@ __all__ = [
     "LinearInterpolant",
     "Masking",
     "MutuallyExclusive",
-    "Network",
     "NoiseInversion",
     "Path",
     "Sampler",
@@ -80,20 +72,8 @@ __all__ = [
     "UnmaskingInversion",
     "UnmaskingSampler",
     "VariancePreserving",
-    "block_size",
     "check_sampler",
-    "counterfactual_counts",
     "diffusion_loss",
-    "draw_binomial",
-    "draw_negative_binomial",
-    "expand_like",
-    "expand_time",
-    "finite_mask",
-    "keep_molecules",
-    "keep_where",
     "optimal_pairs",
-    "sample_seed",
     "samplers_for",
-    "spike_and_slab_mean",
-    "with_masked",
 ]

@@ -5,18 +5,4 @@ from ._request import CellRequest, Counterfactual, SamplingOptions, check_batch_
 from ._rows import check_finite, rows_of
 from ._support import LackingChanges, MeanChange, PerturbedGroups, Support, support_columns
 
-__all__ = [
-    "CellGenerator",
-    "CellRequest",
-    "Counterfactual",
-    "LackingChanges",
-    "MeanChange",
-    "PerturbedGroups",
-    "SamplingOptions",
-    "Support",
-    "check_batch_size",
-    "check_finite",
-    "describe_condition",
-    "rows_of",
-    "support_columns",
-]
+__all__ = ["CellGenerator", "CellRequest", "Counterfactual", "SamplingOptions"]

@@ -7,16 +7,4 @@ from ._groups import PerturbationGroup, perturbation_groups
 from ._missed_changes import MissedChanges
 from ._sums import ProfileSums, add_sums, strengths, variance_of_sums
 
-__all__ = [
-    "ChangeError",
-    "ExpectedShift",
-    "MissedChanges",
-    "PerturbationFlow",
-    "PerturbationGroup",
-    "ProfileSums",
-    "Suggestion",
-    "add_sums",
-    "perturbation_groups",
-    "strengths",
-    "variance_of_sums",
-]
+__all__ = ["ChangeError", "ExpectedShift", "MissedChanges", "PerturbationFlow"]
