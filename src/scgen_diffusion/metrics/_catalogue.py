@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import pairwise_distances
 
 from . import _distribution, _genes, _perturbation, _safety, _use
 from ._comparison import MIN_CELLS_PER_LABEL, UNLIKELY, CellComparison, Limits, Metric, Share
@@ -476,12 +475,9 @@ def copied_test_cells(cells: AllCells) -> tuple[Share, list[Share]]:
 # --- perturbations ----------------------------------------------------------------------------------------------------
 
 
-@_metric("Perturbations", "lower", needs=("control",), scopes=("perturbation",), bounds=SIGNED)
-def energy_distance(comparison: Prediction) -> float:
-    """How far predicted and real cells are apart: mean, spread and shape. In many dimensions, means dominate."""
-    # many comparisons share a side, whose spread is computed once
-    real, synthetic = comparison.real, comparison.synthetic
-    return float(2 * pairwise_distances(real.pcs, synthetic.pcs).mean() - real.spread - synthetic.spread)
+_metric("Perturbations", "lower", needs=("control",), scopes=("perturbation",), bounds=SIGNED)(
+    _of("pcs", _distribution.energy_distance)
+)
 
 
 def _effects(comparison: Prediction) -> tuple[_perturbation.Effect, _perturbation.Effect]:

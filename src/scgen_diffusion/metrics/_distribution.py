@@ -98,12 +98,12 @@ def squared_mmd(real: ArrayLike, synthetic: ArrayLike, *, squared_scale: float |
     """
     x, y = as_points(real=real, synthetic=synthetic)
     scale = median_squared_distance(x) if squared_scale is None else squared_scale
-    within_x, within_y = (mean_off_diagonal(_kernel(values, values, scale)) for values in (x, y))
+    within_x, within_y = (_mean_off_diagonal(_kernel(values, values, scale)) for values in (x, y))
     return float(within_x + within_y - 2 * _kernel(x, y, scale).mean())
 
 
 def energy_distance(real: ArrayLike, synthetic: ArrayLike) -> float:
-    r"""Measure how far two sets of cells are apart, from all distances between cells (unbiased energy distance).
+    r"""How far predicted and real cells are apart: mean, spread and shape. In many dimensions, means dominate.
 
     .. math:: \frac{2}{mn} \sum_{ij} \lVert x_i - y_j \rVert
         - \frac{1}{m (m - 1)} \sum_{i \ne j} \lVert x_i - x_j \rVert
@@ -132,7 +132,7 @@ def energy_distance(real: ArrayLike, synthetic: ArrayLike) -> float:
     2.0
     """
     x, y = (values.astype(np.float64) for values in as_points(real=real, synthetic=synthetic))
-    within_x, within_y = (mean_off_diagonal(pairwise_distances(values)) for values in (x, y))
+    within_x, within_y = (_mean_off_diagonal(pairwise_distances(values)) for values in (x, y))
     return float(2 * pairwise_distances(x, y).mean() - within_x - within_y)
 
 
@@ -194,8 +194,7 @@ def _kernel(x: NDArray, y: NDArray, squared_scale: float) -> NDArray[np.float64]
     return total / len(BANDWIDTH_FACTORS)
 
 
-def mean_off_diagonal(values: NDArray) -> float:
-    """Return the mean over pairs of different cells, `(cells, cells)`."""
+def _mean_off_diagonal(values: NDArray) -> float:
     return float((values.sum() - np.trace(values)) / (len(values) * (len(values) - 1)))
 
 

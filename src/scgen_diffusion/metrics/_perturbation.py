@@ -21,13 +21,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.stats import false_discovery_control, ttest_ind_from_stats
-from sklearn.metrics import pairwise_distances
 
 from scgen_diffusion.data import OF_CONTROL
 
 from ._cells import as_points, means, pair_of_expressions, variances
 from ._comparison import UNKNOWN, Comparison
-from ._distribution import mean_off_diagonal
 from ._genes import correlation
 
 if TYPE_CHECKING:
@@ -75,8 +73,7 @@ class GeneMoments:
         return cls(means(cells.values), variances(cells.values) * n_cells / max(n_cells - 1, 1), n_cells)
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """What metrics of perturbations need to know about some cells.
 
     Attributes
@@ -89,11 +86,6 @@ class Profile:
 
     moments: GeneMoments
     pcs: NDArray[np.float64]
-
-    @cached_property
-    def spread(self) -> float:
-        """Mean distance between two different cells."""
-        return mean_off_diagonal(pairwise_distances(self.pcs))
 
 
 class Panel(NamedTuple):

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.lines import Line2D
 
-from scgen_diffusion._arguments import as_list, check_count
-from scgen_diffusion.data import NO_LABEL, as_label, check_is_anndata, make_indexable
+from scgen_diffusion._arguments import check_count
+from scgen_diffusion.data import check_is_anndata
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._figures import (
     COLORS,
     MARKERS,
-    MOST_LABELS,
     MOST_VECTORS,
     N_COLUMNS,
     REAL_LABEL,
@@ -28,8 +27,6 @@ from ._figures import (
     finish,
     first_column,
     ink,
-    label_order,
-    labels_of,
     legend_beside,
     panels,
     without_frame,
@@ -65,39 +62,32 @@ def mean_change(
     predicted: AnnData,
     control: AnnData,
     *,
-    groupby: str | None = None,
-    groups: Sequence[str] | None = None,
     n_top: int = 100,
     n_names: int = 10,
     layer: str | None = None,
-    axs: Axes | Sequence[Axes] | None = None,
+    ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> list[Axes] | None:
+) -> Axes | None:
     """Plot every gene's mean change against control, predicted against real, and name the genes that change most.
 
     Genes on the dashed diagonal change as much as in real cells. For genes that go up, points below it mean that the
-    predicted effect is too small. Each panel shows Pearson's correlation over all genes and over the top genes, in
-    blue: those with the largest Welch *t* in real cells. Both axes of all panels have the same limits.
+    predicted effect is too small. The legend has Pearson's correlation over all genes and over the top genes, in blue:
+    those with the largest Welch *t* in real cells. Pass cells of one type to see its effect alone.
 
     Parameters
     ----------
     real, predicted, control
         Real and predicted perturbed cells, and real unperturbed cells, with the same genes: counts, or `log1p` values
         with ``uns["log1p"]`` set. They are not changed.
-    groupby
-        Column of `obs`, such as the cell type: one panel per group, against the group's control cells. Default: one
-        panel of all cells.
-    groups
-        Groups to show. Default: all groups of `real`, without the cells that have no label.
     n_top
         Number of top genes.
     n_names
         Number of top genes to name.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
-    axs
-        Axes to draw on, one per group, with room for names to the right of each.
+    ax
+        Axes to draw on, with room for names to the right.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
@@ -105,16 +95,15 @@ def mean_change(
 
     Returns
     -------
-    list of matplotlib.axes.Axes or None
+    matplotlib.axes.Axes or None
         The axes, or None if the figure is shown.
 
     Raises
     ------
-    KeyError
-        If `groupby` is not a column of all three `obs`.
+    TypeError
+        If a set is no AnnData.
     ValueError
-        If a group is unknown, or has no predicted or control cells, `groups` comes without `groupby`, `n_top` is
-        below 1, or `n_names` below 0.
+        If the genes differ, `n_top` is below 1, or `n_names` below 0.
 
     See Also
     --------
@@ -123,54 +112,36 @@ def mean_change(
     """
     check_count("n_top", n_top)
     check_count("n_names", n_names, least=0)
-    if groups is not None and groupby is None:
-        msg = f"`groups` needs `groupby`, the column of the groups; found only `groups={groups!r}`."
-        raise ValueError(msg)
-    sets = {"real": real, "predicted": predicted, "control": control}
-    for name, cells in sets.items():
+    for name, cells in {"real": real, "predicted": predicted, "control": control}.items():
         check_is_anndata(cells, name)
-    panel_sets = {"": sets}
-    if groupby is not None:
-        labels = {name: labels_of(cells, groupby, name).to_numpy() for name, cells in sets.items()}
-        known = [label for label in label_order(real, groupby, labels["real"]) if label != NO_LABEL]
-        wanted = None if groups is None else [as_label(one) for one in as_list(groups)]
-        groups = choose("groups", wanted, known, most=MOST_LABELS)
-        for name, found in labels.items():
-            choose(f"groups` of `{name}", groups, np.unique(found))
-        sets = {name: make_indexable(cells) for name, cells in sets.items()}
-        panel_sets = {group: {name: sets[name][labels[name] == group] for name in sets} for group in groups}
-    tables = [gene_changes(**cells, layer=layer) for cells in panel_sets.values()]
-    letters = max(len(str(name)) for table in tables for name in ["", *table.index[:n_names]])
-    axes = panels(len(tables), axs, size=(3.4 + NAME_LETTER * letters, 3.5))
-    changes = np.concatenate([table[["real", "predicted"]] for table in tables])
+    table = gene_changes(real, predicted, control, layer=layer)
+    top, changes = table.iloc[:n_top], table[["real", "predicted"]].to_numpy()
+    letters = max([len(str(name)) for name in top.index[:n_names]], default=0)
+    (ax,) = panels(1, ax, size=(3.4 + NAME_LETTER * letters, 3.5))
     margin = MARGIN * max(np.ptp(changes), 1e-6)
     limits = (changes.min() - margin, changes.max() + margin)
-    for ax, title, table in zip(axes, panel_sets, tables, strict=True):
-        ax.set(xlim=limits, ylim=limits, title=title, xlabel=f"real {CHANGE}")
-        ax.set(aspect="equal", anchor="E")  # on the right of its place, so that the layout leaves room for all names
-        top = table.iloc[:n_top]
-        ax.axhline(0, color=ink(0.15), linewidth=0.8, zorder=0)
-        ax.axvline(0, color=ink(0.15), linewidth=0.8, zorder=0)
-        ax.axline((0, 0), slope=1, color=ink(), linewidth=0.8, linestyle="--", zorder=1)
-        looks = {
-            "all genes": {"s": 5, "color": SOURCES["real"], "alpha": 0.4, "rasterized": len(table) > MOST_VECTORS},
-            f"top {len(top)} genes": {"s": 12, "color": TOP_COLOR},
-        }
-        for (name, look), part in zip(looks.items(), (table, top), strict=True):
-            r = correlation(part["real"].to_numpy(), part["predicted"].to_numpy())
-            ax.scatter(part["real"], part["predicted"], linewidths=0, label=f"{name}: r = {r:.2f}", **look)
-        named = top.iloc[:n_names].sort_values("predicted")
-        places = ax.transAxes.inverted().transform(ax.transData.transform(named[["real", "predicted"]]))
-        heights = spread_out(places[:, 1], min(LINE_HEIGHT, 1 / max(len(named), 1)), 0, 1)
-        arrow = {"arrowstyle": "-", "color": ink(0.4), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
-        options = {"textcoords": "axes fraction", "va": "center", "fontsize": 7, "arrowprops": arrow, "zorder": 1.5}
-        for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
-            ax.annotate(name, (gene["real"], gene["predicted"]), (1.03, height), **options)
-        ax.legend(loc="upper left", fontsize="small", handletextpad=0.2, borderaxespad=0.2, edgecolor="none")
-        without_frame(ax)
-    for ax in first_column(axes):
-        ax.set_ylabel(f"predicted {CHANGE}")
-    return finish(axes, show, save)
+    ax.set(xlim=limits, ylim=limits, xlabel=f"real {CHANGE}", ylabel=f"predicted {CHANGE}")
+    ax.set(aspect="equal", anchor="E")  # on the right of its place, so that the layout leaves room for all names
+    ax.axhline(0, color=ink(0.15), linewidth=0.8, zorder=0)
+    ax.axvline(0, color=ink(0.15), linewidth=0.8, zorder=0)
+    ax.axline((0, 0), slope=1, color=ink(), linewidth=0.8, linestyle="--", zorder=1)
+    looks = {
+        "all genes": {"s": 5, "color": SOURCES["real"], "alpha": 0.4, "rasterized": len(table) > MOST_VECTORS},
+        f"top {len(top)} genes": {"s": 12, "color": TOP_COLOR},
+    }
+    for (name, look), part in zip(looks.items(), (table, top), strict=True):
+        r = correlation(part["real"].to_numpy(), part["predicted"].to_numpy())
+        ax.scatter(part["real"], part["predicted"], linewidths=0, label=f"{name}: r = {r:.2f}", **look)
+    named = top.iloc[:n_names].sort_values("predicted")
+    places = ax.transAxes.inverted().transform(ax.transData.transform(named[["real", "predicted"]]))
+    heights = spread_out(places[:, 1], min(LINE_HEIGHT, 1 / max(len(named), 1)), 0, 1)
+    arrow = {"arrowstyle": "-", "color": ink(0.4), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
+    options = {"textcoords": "axes fraction", "va": "center", "fontsize": 7, "arrowprops": arrow, "zorder": 1.5}
+    for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
+        ax.annotate(name, (gene["real"], gene["predicted"]), (1.03, height), **options)
+    ax.legend(loc="upper left", fontsize="small", handletextpad=0.2, borderaxespad=0.2, edgecolor="none")
+    without_frame(ax)
+    return finish(ax, show, save)
 
 
 def spread_out(heights: NDArray, gap: float, low: float, high: float) -> NDArray[np.float64]:
