@@ -117,14 +117,12 @@ def test_genes_are_matched_by_name_chosen_or_those_that_all_files_share(adata, w
         assert np.array_equal(gathered(cells.loader(None, 50))["X"], np.tile(expected, (n_files, 1)))
 
 
-def test_text_and_embeddings_of_files_are_read(adata, write):
+def test_text_of_files_is_read_and_tables_are_its_embeddings(adata, write):
     table = pd.DataFrame(np.eye(5), index=list(adata.obs["cell_type"].cat.categories), columns=list("abcde"))
-    paths = [write(adata, convert_strings_to_categoricals=False)]
-    adata.uns["vectors"] = table
-    paths.append(write(adata, "b.h5ad", convert_strings_to_categoricals=False))
+    paths = [write(adata, name, convert_strings_to_categoricals=False) for name in ("a.h5ad", "b.h5ad")]
     options = {"set_condition_keys": ["genes"], "control_values": {"genes": "ctrl"}}
 
-    cells = CellFiles(paths, condition_keys=["cell_type"], condition_embeddings={"cell_type": "vectors"}, **options)
+    cells = CellFiles(paths, condition_keys=["cell_type"], condition_embeddings={"cell_type": table}, **options)
 
     assert np.array_equal(cells.registry["setup_args"]["condition_embeddings"]["cell_type"], table)
     assert cells.by_key[1].members == ["A", "B"]

@@ -431,7 +431,7 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
     reference = drug_model(make_trained, perturbed(make_cells, ["ctrl", "A", "B"]), **embeddings)
     request = {"cell_type": "B cell", "drug": ["ctrl", "A", "B"], "time": [0.0, 1.0, 2.0]}
     cells = perturbed(make_cells, ["ctrl", "A", "C"], seed=1)
-    cells.uns["more"] = row = pd.DataFrame([[0.1, 5.0, -0.3]], index=["C"], columns=["x", "y", "z"])
+    row = pd.DataFrame([[0.1, 5.0, -0.3]], index=["C"], columns=["x", "y", "z"])
     cells.write_h5ad(tmp_path / "cells.h5ad")
 
     def load(table, trainable="conditions", key="drug", cells=cells):
@@ -448,7 +448,7 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
     ):
         with pytest.raises(ValueError, match=name):
             load(*arguments)
-    in_file = load("more", cells=str(tmp_path / "cells.h5ad"))
+    in_file = load(row, cells=str(tmp_path / "cells.h5ad"))
 
     reference.train_perturbation_flow(1, **quick)  # which compares drugs by all embeddings
     model = load(row)
@@ -465,8 +465,8 @@ def test_classes_with_known_embeddings_take_new_rows(make_trained, make_cells, q
     types = list(cells.obs["cell_type"].cat.categories)
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 2)), index=types)
     reference = make_trained(cells, setup={"condition_embeddings": {"cell_type": table}})
-    new.uns["rows"] = pd.DataFrame([[1.0, 2.0]], index=[NEW_TYPE])
-    options = {"trainable": "network", "condition_embeddings": {"cell_type": "rows"}}
+    rows = pd.DataFrame([[1.0, 2.0]], index=[NEW_TYPE])
+    options = {"trainable": "network", "condition_embeddings": {"cell_type": rows}}
 
     model = tuned(new, reference, quick, max_epochs=0, **options)
 

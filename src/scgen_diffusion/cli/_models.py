@@ -11,7 +11,7 @@ from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import remove, write_atomically
 
 from ._files import MUDATA, TABLES, check_place, of_model, read_cells, read_table, select_rows
-from ._options import FILE, NEW, Keyed, command, flag, option, pick, setting, value
+from ._options import FILE, NEW, Keyed, command, existing_file, flag, option, pick, setting, value
 
 if TYPE_CHECKING:
     from ._terminal import Terminal
@@ -43,7 +43,11 @@ DEVICES = [
     option("--continuous-condition continuous_condition_keys", "Column or array of numbers.", multiple=True),
     option("--set-condition set_condition_keys", "Column of sets such as A+B.", Keyed("COLUMN[=SEPARATOR]")),
     option("--control control_values", "Value of unperturbed cells in a column.", Keyed(read=value)),
-    option("--condition-embedding condition_embeddings", "Table of a column's values, or entry of uns.", Keyed()),
+    option(
+        "--condition-embedding condition_embeddings",
+        "Table of a column's values (.csv, .tsv).",
+        Keyed(read=existing_file),
+    ),
     option("--unlabeled-category", "Value of cells without a label, which train too; so do missing ones."),
     option("--modality modalities", "Modality of .h5mu, and its likelihood.", Keyed("NAME[=LIKELIHOOD]")),
     flag("--backed", "Read cells from the file during training; several files always are."),
@@ -101,9 +105,8 @@ def build(package: Any, paths: list[Path], options: dict[str, Any]) -> Any:
     if "set_condition_keys" in setup:
         setup["set_condition_keys"] = {key: mark or "+" for key, mark in setup["set_condition_keys"].items()}
     for key, table in setup.get("condition_embeddings", {}).items():
-        if Path(table).suffix in TABLES:
-            names_as_text = {"index_col": 0, "dtype": {0: str}, "keep_default_na": False}
-            setup["condition_embeddings"] |= {key: read_table(Path(table), **names_as_text)}
+        names_as_text = {"index_col": 0, "dtype": {0: str}, "keep_default_na": False}
+        setup["condition_embeddings"] |= {key: read_table(table, **names_as_text)}
     for key, each in options.pop("recipe", {}).items():
         stage, _, option_name = key.rpartition(".")
         plan = options.setdefault("plan_kwargs", {})

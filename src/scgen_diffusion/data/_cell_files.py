@@ -76,7 +76,7 @@ class CellFiles:
     condition_keys, continuous_condition_keys, set_condition_keys, control_values
         As in :meth:`setup_anndata <scgen_diffusion.model.SCLDM.setup_anndata>`.
     condition_embeddings, unlabeled_category, values
-        Likewise. Names of embeddings refer to ``uns`` of the first file that has them.
+        Likewise.
     window_size
         Cells per window. Memory holds two windows. Larger windows shuffle better and need more memory.
     block_size
@@ -88,7 +88,7 @@ class CellFiles:
     FileNotFoundError
         If there is no such file.
     KeyError
-        For a layer, column, array or embedding that a file lacks.
+        For a layer, column or array that a file lacks.
     TypeError
         For a string in place of a list of names, and as in ``setup_anndata``.
     ValueError
@@ -117,7 +117,7 @@ class CellFiles:
         continuous_condition_keys: Sequence[str] | None = None,
         set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
-        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame] | None = None,
         unlabeled_category: str | None = None,
         values: Literal["counts", "log1p"] = "counts",
         window_size: int = WINDOW_SIZE,
@@ -130,7 +130,7 @@ class CellFiles:
                 msg = f"`layer` {layer!r} is in none of the files, which hold generated cells; leave it out for X."
                 raise KeyError(msg)
             setup = ConditionSetup.picked_from(locals())
-            cells = self._read_tables(setup.names, setup.continuous_condition_keys, setup.condition_embeddings)
+            cells = self._read_tables(setup.names, setup.continuous_condition_keys)
             setup = setup.checked(cells)
             self._encode(setup, setup.keys_of(cells), cells)
 
@@ -141,7 +141,7 @@ class CellFiles:
         paths: Paths,
         *,
         new_values: bool = False,
-        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame] | None = None,
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> Self:
@@ -170,10 +170,10 @@ class CellFiles:
                 paths, window_size, block_size, layer=arguments["layer"], genes=genes, values=arguments["values"]
             )
             names, numbers, may_be_missing = keys_to_check(by_key)
-            found = cells._read_tables(names, numbers, condition_embeddings)
+            found = cells._read_tables(names, numbers)
             check_conditions(found, names, numbers, may_be_missing)
             if new_values:
-                tables = extend_tables(setup.condition_embeddings, condition_embeddings, found)
+                tables = extend_tables(setup.condition_embeddings, condition_embeddings)
                 tables = setup.without_unlabeled(tables)
                 setup = replace(setup, condition_embeddings=tables)
                 by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
@@ -215,13 +215,11 @@ class CellFiles:
             found.append(totals)
         return found
 
-    def _read_tables(
-        self, names: Sequence[str], numbers: Sequence[str], tables: Mapping[str, Any] | None
-    ) -> ReadTables:
-        """Read columns and arrays of all cells, and tables of ``uns`` that are given by name."""
+    def _read_tables(self, names: Sequence[str], numbers: Sequence[str]) -> ReadTables:
+        """Read columns and arrays of all cells."""
         obsm = read_arrays(self.files, numbers)
         obs = read_columns(self.files, [name for name in names if name not in obsm])
-        return ReadTables(obs, obsm, look_up_tables(self.files, tables))
+        return ReadTables(obs, obsm)
 
     def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:
         """Encode the conditions of the cells, and register them."""
@@ -286,7 +284,7 @@ class CellFiles:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
         self.check()
         obs = read_columns(self.files, names, kind="match")
-        check_conditions(ReadTables(obs, {}, {}), names, kind="match")
+        check_conditions(ReadTables(obs, {}), names, kind="match")
         return obs
 
     def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
@@ -386,17 +384,16 @@ ARGUMENTS = ("values", "modalities", "layer", "layers", "control_values")  # tha
 
 @dataclass(frozen=True)
 class ReadTables:
-    """Columns, arrays and embedding tables of cells, such as those in files, under the attributes of an AnnData."""
+    """Columns and arrays of cells, such as those in files, under the attributes of an AnnData."""
 
     obs: pd.DataFrame
     obsm: Mapping[str, Any]
-    uns: Mapping[str, Any]
     owner: str = "files"
 
     def part(self, rows: np.ndarray) -> ReadTables:
         """Return some cells."""
         arrays = {name: getattr(array, "iloc", array)[rows] for name, array in self.obsm.items()}
-        return ReadTables(self.obs.iloc[rows], arrays, self.uns, self.owner)
+        return ReadTables(self.obs.iloc[rows], arrays, self.owner)
 
 
 def matrices_of_genes(
@@ -499,13 +496,6 @@ def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str,
         is_table = isinstance(parts[0], pd.DataFrame)
         arrays[name] = pd.concat(parts, ignore_index=True) if is_table else np.concatenate(parts)
     return arrays
-
-
-def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return named tables from ``uns`` of the first file that has them."""
-    names = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
-    entries = [(name, file.unstructured(name)) for name in names for file in reversed(files)]
-    return {name: entry for name, entry in entries if entry is not None}
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

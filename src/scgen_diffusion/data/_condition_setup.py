@@ -7,7 +7,7 @@ scvi-tools' loaders read batches.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,7 +36,6 @@ from ._condition_keys import (
     with_columns,
 )
 from ._generated import SYNTHETIC
-from ._labels import widen
 from ._plain import NAME_OF_INDEX
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class ConditionSetup:
     control_values
         Values of unperturbed cells, by column.
     condition_embeddings
-        Known embeddings, by column: a row per class or member. Before :meth:`checked`, also their names in ``uns``.
+        Known embeddings, by column: a row per class or member.
     unlabeled_category
         Value of cells without a label in the columns of classes, which may then also have missing values.
     """
@@ -73,7 +72,7 @@ class ConditionSetup:
     continuous_condition_keys: Sequence[str]
     set_condition_keys: Mapping[str, str]
     control_values: Mapping[str, Any]
-    condition_embeddings: Mapping[str, pd.DataFrame | str]
+    condition_embeddings: Mapping[str, pd.DataFrame]
     unlabeled_category: str | None = None
 
     @classmethod
@@ -83,7 +82,7 @@ class ConditionSetup:
         continuous_condition_keys: Sequence[str] | None,
         set_condition_keys: Sequence[str] | Mapping[str, str] | None,
         control_values: Mapping[str, Any] | None,
-        condition_embeddings: Mapping[str, pd.DataFrame | str] | None,
+        condition_embeddings: Mapping[str, pd.DataFrame] | None,
         unlabeled_category: str | None = None,
     ) -> ConditionSetup:
         """Return the setup of arguments of ``setup_anndata``; :meth:`checked` compares it with the cells.
@@ -121,12 +120,12 @@ class ConditionSetup:
         return cls(categorical, continuous, dict(sets), controls, tables, unlabeled_category)
 
     def checked(self, adata: AnnData | MuData) -> ConditionSetup:
-        """Raise unless the setup fits the cells; return it with embeddings from ``uns`` in place of their names.
+        """Raise unless the setup fits the cells; return it with embeddings of single precision.
 
         Raises
         ------
         KeyError
-            For an unknown column of ``obs``, array of ``obsm`` or entry of ``uns``.
+            For an unknown column of ``obs`` or array of ``obsm``.
         ValueError
             For missing labels, and for names, values, separators and embeddings that do not fit.
 
@@ -149,10 +148,7 @@ class ConditionSetup:
             if wrong := [name for name in given if name not in known]:
                 msg = f"{wrong[0]!r} has {what}, but is not a {kind}. {known_names(wrong[0], known)}"
                 raise ValueError(msg)
-        checked = {}
-        for key, table in tables.items():
-            labels = labeled_part(adata.obs[key], self.unlabeled_category).unique()
-            checked[key] = _table(adata, key, table, labels)
+        checked = {key: _checked_table(key, table) for key, table in tables.items()}
         return replace(self, condition_embeddings=self.without_unlabeled(checked))
 
     def without_unlabeled(self, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -322,7 +318,7 @@ def values_of(cells: AnnData | MuData, key: ConditionKey) -> Any:
 
 
 def extend_tables(
-    tables: Mapping[str, pd.DataFrame], further: Mapping[str, pd.DataFrame | str] | None, adata: AnnData
+    tables: Mapping[str, pd.DataFrame], further: Mapping[str, pd.DataFrame] | None
 ) -> dict[str, pd.DataFrame]:
     """Add rows for new values to embedding tables, by condition; rows for known values must not differ.
 
@@ -336,7 +332,7 @@ def extend_tables(
         if name not in tables:
             msg = f"`condition_embeddings`: the reference has none of {name!r}. {known_names(name, list(tables))}"
             raise ValueError(msg)
-        table, more = tables[name], _table(adata, name, given, tables[name].index)
+        table, more = tables[name], _checked_table(name, given)
         shared = more.index.intersection(table.index)
         if list(more.columns) != list(table.columns) or not np.allclose(more.loc[shared], table.loc[shared]):
             msg = f"The embedding of {name!r} must have the columns and the known rows of the reference's."
@@ -439,17 +435,11 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
     _check_types(name, column, (str,), f"text such as 'A{separator}B'")
 
 
-def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterable[Any]) -> pd.DataFrame:
-    """Return a checked embedding table of type float32, from ``uns`` if given by name, with rows named as labels."""
-    if isinstance(table, str):
-        if table not in adata.uns:
-            msg = f"The embedding {table!r} of {name!r} is not in uns. {known_names(table, list(adata.uns))}"
-            raise KeyError(msg)
-        table = adata.uns[table]
+def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Return an embedding table with values of type float32; raise unless it has rows of distinct names and numbers."""
     if not isinstance(table, pd.DataFrame):
-        msg = f"The embedding of {name!r} must be a DataFrame, or the name of one in uns, not {type(table).__name__}."
+        msg = f"The embedding of {name!r} must be a DataFrame, not {type(table).__name__}."
         raise TypeError(msg)
-    table = table.set_axis(_typed_like(pd.Index(widen(table.index.to_series())), labels))
     if not table.index.is_unique:
         msg = f"The embedding of {name!r} has more than one row for {table.index[table.index.duplicated()][0]!r}."
         raise ValueError(msg)
@@ -461,19 +451,6 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterabl
         raise ValueError(msg)
     check_distinct_columns(renamed.columns, f"The embedding of {name!r}")
     return renamed
-
-
-def _typed_like(rows: pd.Index, labels: Iterable[Any]) -> pd.Index:
-    """Return names of rows, which are text in a file, as numbers or booleans if the labels are."""
-    if rows.inferred_type != "string" or any(isinstance(label, str) for label in labels):
-        return rows
-    booleans = {"True": True, "False": False}
-    if set(rows) <= set(booleans):
-        return rows.map(booleans)
-    try:
-        return pd.to_numeric(rows)
-    except ValueError:
-        return rows
 
 
 # --- what scvi-tools registered of a model's cells --------------------------------------------------------------------

@@ -206,7 +206,7 @@ class DiffusionModel(BaseModelClass):
         continuous_condition_keys: Sequence[str] | None = None,
         set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
-        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame] | None = None,
         unlabeled_category: str | None = None,
         values: Literal["counts", "log1p"] = "counts",
         **kwargs: Any,
@@ -241,8 +241,8 @@ class DiffusionModel(BaseModelClass):
             inside ``"A+control"``. Without it the control is an ordinary member.
         condition_embeddings
             Known embeddings of classes or set members, such as drug fingerprints or protein language model vectors. For
-            each column a table with one row per class or member, or its name in ``adata.uns``. You can also generate
-            rows of the table that no training cell has.
+            each column a table with one row per class or member. You can also generate rows of the table that no
+            training cell has.
         unlabeled_category
             Value of cells whose label is not known, such as ``"Unknown"``, in the columns of ``condition_keys``. With
             it, missing values (NaN) have no label either; without it, every cell needs a label. Cells without a label
@@ -269,8 +269,8 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            If a column in ``condition_keys`` looks like numbers, cell names or missing labels instead of classes, or if
-            ``unlabeled_category`` is given but all cells have labels.
+            If a column in ``condition_keys`` looks like numbers, cell names or missing labels instead of classes,
+            ``unlabeled_category`` is given but all cells have labels, or a sparse array is stored by columns.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
@@ -1200,7 +1200,7 @@ class DiffusionModel(BaseModelClass):
         codes = np.tile(self.combinations_[:1], (cells.n_obs, 1))  # placeholders: any known combination
         if with_labels:
             arrays = {key.name: cells.obsm[key.name] for key in self._condition_keys if key.name in cells.obsm}
-            chosen = ReadTables(cells.obs, arrays, {}, owner_of(cells)).part(rows)  # a view would copy `raw`
+            chosen = ReadTables(cells.obs, arrays, owner_of(cells)).part(rows)  # a view would copy `raw`
             check_conditions(chosen, *keys_to_check(self._condition_keys))
             codes[rows] = encode_conditions(chosen, self._condition_keys)
         return GivenCells(cells, self._values_of(cells), codes)
@@ -1437,7 +1437,7 @@ class DiffusionModel(BaseModelClass):
         reference_model: Self | str | os.PathLike[str],
         *,
         trainable: Trainable = "new_conditions",
-        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame] | None = None,
         accelerator: str = "auto",
         device: int | str = "auto",
     ) -> Self:
@@ -1475,8 +1475,7 @@ class DiffusionModel(BaseModelClass):
 
             All but the first also change the reference's conditions, and partly forget those that the new cells lack.
         condition_embeddings
-            More rows for the reference's embedding tables, with the same columns: tables, or their names in
-            ``adata.uns``.
+            More rows for the reference's embedding tables, with the same columns.
         accelerator, device
             Where to put the model.
 
@@ -1531,7 +1530,7 @@ class DiffusionModel(BaseModelClass):
             except ValueError as error:
                 error.add_note("`prepare_query_anndata` gives new cells the genes of a model.")
                 raise
-            tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
+            tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings)
             extended = {"extend_categories": True, "condition_embeddings": tables}
             cls._register_like(adata, registry, reference.var_.index, **extended)
             model = cls(adata, **options)

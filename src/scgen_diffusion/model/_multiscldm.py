@@ -103,7 +103,7 @@ class MULTISCLDM(SCLDM):
         continuous_condition_keys: Sequence[str] | None = None,
         set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
-        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame] | None = None,
         unlabeled_category: str | None = None,
         **kwargs: Any,
     ) -> None:
