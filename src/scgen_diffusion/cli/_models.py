@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,8 @@ from ._files import MUDATA, TABLES, check_place, of_model, read_cells, read_tabl
 from ._options import FILE, NEW, Keyed, command, existing_file, flag, option, pick, setting, value
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ._terminal import Terminal
 
 SETUP = (
