@@ -60,8 +60,7 @@ def take_step(plan, batch):
     if isinstance(plan, PriorPlan | DiffusionPlan):
         network, averaged = plan.module.network_and_average
         averaged.n_averaged = torch.tensor(1)  # its number is read before the first step
-        plan._update_average = AverageUpdate(averaged, network, 0.9)
-        plan.on_train_batch_end()
+        AverageUpdate(averaged, network, 0.9)()
 
 
 def cells_of(module):

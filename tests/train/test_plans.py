@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -110,11 +112,12 @@ def test_the_prior_learns_from_draws_of_the_posteriors(module, monkeypatch):
 
 
 def test_the_averaged_weights_move_after_every_step_of_the_prior(module, monkeypatch):
-    plan = PriorPlan(module, PriorRecipe(), seed=0)
-    for step, value in ((1, 1.0), (2, 2.0), (2, 9.0)):  # the last batch has no step: its gradients accumulate
-        monkeypatch.setattr(PriorPlan, "global_step", step)
-        torch.nn.init.constant_(module.prior.project_in.weight, value)
-        plan.on_train_batch_end()
+    plan = attached(PriorPlan(module, PriorRecipe(), seed=0))
+    fill = partial(nn.init.constant_, module.prior.project_in.weight)
+    monkeypatch.setattr(pl.LightningModule, "optimizer_step", lambda self, value: fill(value))
+    plan.on_train_start()
+    for value in (1.0, 2.0):
+        plan.optimizer_step(value)
 
     averaged = module.averaged_prior.module.project_in.weight
     assert (averaged > 1).all()

@@ -441,23 +441,18 @@ class AveragingPlan(StagePlan):
     """A stage that keeps averaged weights of its network."""
 
     module: SCLDMModule | GeneSpaceModule
-    _update_average: AverageUpdate | None = None
-    _averaged_at = -1  # step
+    update_average: AverageUpdate
 
     def on_train_start(self) -> None:
-        """Continue averaging from the checkpoint."""
+        """Start averaging, or continue from the checkpoint."""
         super().on_train_start()
-        self._update_average, self._averaged_at = None, self.global_step
+        network, averaged = self.module.network_and_average
+        self.update_average = AverageUpdate(averaged, network, self.module.architecture.ema_decay)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Update the averaged weights, unless the batch's gradients only add to those of the next."""
-        if self.global_step == self._averaged_at:
-            return
-        self._averaged_at = self.global_step
-        if self._update_average is None:
-            network, averaged = self.module.network_and_average
-            self._update_average = AverageUpdate(averaged, network, self.module.architecture.ema_decay)
-        self._update_average()
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, and update the averaged weights."""
+        super().optimizer_step(*args, **kwargs)
+        self.update_average()
 
 
 class AutoencoderPlan(StagePlan):
