@@ -28,10 +28,9 @@ def make_set(largest=3, control="ctrl", spellings=("A", "B+A", "C", "ctrl")):
 CLASSES, NUMBER, SETS = CategoricalKey("c", ["x", "y"]), ContinuousKey("d", 2.0, 4.0, -1.0, 9.0), make_set()
 PLACES = np.random.default_rng(0).uniform([0, 0], [1000, 100], (300, 2))
 ARRAY = ArrayKey.of("spatial", PLACES)
-TABLE = ArrayKey.of("fate", pd.DataFrame({"left": PLACES[:, 0], "right": PLACES[:, 1]}))
 
 
-@pytest.mark.parametrize("key", [CLASSES, NUMBER, SETS, ARRAY, TABLE], ids=lambda key: key.name)
+@pytest.mark.parametrize("key", [CLASSES, NUMBER, SETS, ARRAY], ids=lambda key: key.name)
 def test_a_key_survives_being_saved(key):
     assert key_from_state(to_plain(key.state())) == key
 

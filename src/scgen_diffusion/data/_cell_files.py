@@ -238,7 +238,7 @@ class CellFiles:
             obs=conditions.to_obs(codes, name),
             var=pd.DataFrame(index=self.var.index),
             layers={} if self.layer is None else {self.layer: one},
-            obsm=conditions.to_obsm(codes, name),
+            obsm=conditions.to_obsm(codes),
         )
         arguments = {"layer": self.layer, **setup.arguments, "values": self.values}
         made_by = {"setup_method_name": "setup_anndata", "setup_args": arguments}
@@ -320,7 +320,7 @@ class CellFiles:
         rows = check_rows(indices, self.n_cells)
         names, values = self.names(rows), self.read_values(rows)
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
-        obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)
+        obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows])
         layers = {} if self.layer is None else {self.layer: values.copy()}  # X may be normalised in place
         uns: dict[str, Any] = {"log1p": {}} if self.values == "log1p" else {}
         return anndata.AnnData(values, obs=obs, var=self.var.copy(), uns=uns, layers=layers, obsm=obsm)
@@ -387,12 +387,12 @@ class ReadTables:
     """Columns and arrays of cells, such as those in files, under the attributes of an AnnData."""
 
     obs: pd.DataFrame
-    obsm: Mapping[str, Any]
+    obsm: Mapping[str, np.ndarray]
     owner: str = "files"
 
     def part(self, rows: np.ndarray) -> ReadTables:
         """Return some cells."""
-        arrays = {name: getattr(array, "iloc", array)[rows] for name, array in self.obsm.items()}
+        arrays = {name: array[rows] for name, array in self.obsm.items()}
         return ReadTables(self.obs.iloc[rows], arrays, self.owner)
 
 
@@ -467,7 +467,7 @@ def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], kind: str =
     return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))
 
 
-def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str, np.ndarray | pd.DataFrame]:
+def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str, np.ndarray]:
     """Read those of the named arrays of ``obsm`` that the first file has, and join them.
 
     Raises
@@ -486,15 +486,11 @@ def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str,
             if name in file.columns:
                 msg = f"The condition key {name!r} is in obs and in obsm of {file.name}; rename one of them."
                 raise ValueError(msg)
-        parts = [file.array(name) for file in files]
-        for part in parts:
-            check_array(name, part)
-        kinds = [list(part.columns) if isinstance(part, pd.DataFrame) else part.shape[1] for part in parts]
-        if any(kind != kinds[0] for kind in kinds):
-            msg = f"The columns of obsm[{name!r}] differ between files: {kinds}."
+        parts = [check_array(name, file.array(name)) for file in files]
+        if len(widths := {part.shape[1] for part in parts}) > 1:
+            msg = f"The files have different numbers of columns of obsm[{name!r}]: {sorted(widths)}."
             raise ValueError(msg)
-        is_table = isinstance(parts[0], pd.DataFrame)
-        arrays[name] = pd.concat(parts, ignore_index=True) if is_table else np.concatenate(parts)
+        arrays[name] = np.concatenate(parts)
     return arrays
 
 

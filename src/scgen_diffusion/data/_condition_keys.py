@@ -329,8 +329,6 @@ class ArrayKey(ConditionKey):
     ----------
     name
         Name of the array.
-    columns
-        Names of its columns if it is a table; None for an array without names.
     mean
         Mean of each column in the training cells.
     std
@@ -347,7 +345,6 @@ class ArrayKey(ConditionKey):
     source = "obsm"
     is_numeric = True
     name: str
-    columns: Sequence[str] | None
     mean: Sequence[float]
     std: float
     low: Sequence[float]
@@ -361,8 +358,7 @@ class ArrayKey(ConditionKey):
         check_varies(f"obsm[{name!r}]", numbers)
         mean, std = numbers.mean(0), float(np.sqrt(np.square(numbers.std(0)).mean()))
         low, high = numbers.min(0).tolist(), numbers.max(0).tolist()
-        columns = [str(column) for column in array.columns] if isinstance(array, pd.DataFrame) else None
-        return cls(name, columns, mean.tolist(), std, low, high, reach_of((numbers - mean) / std))
+        return cls(name, mean.tolist(), std, low, high, reach_of((numbers - mean) / std))
 
     def extended(self, column: Any, table: pd.DataFrame | None = None) -> ArrayKey:
         """Widen the range and keep the scale."""
@@ -386,12 +382,10 @@ class ArrayKey(ConditionKey):
     @property
     def table_columns(self) -> list[str]:
         """Names of the columns in a table of requested conditions."""
-        return [f"{self.name}_{column}" for column in self.columns or range(self.n_columns)]
+        return [f"{self.name}_{column}" for column in range(self.n_columns)]
 
     def is_single(self, values: Any) -> bool:
         """Return whether this is one row of numbers for all cells."""
-        if isinstance(values, pd.DataFrame):
-            return False
         first = next(iter(values), 0) if isinstance(values, Sequence | np.ndarray | pd.Series) else values
         return np.ndim(first) == 0 and (self.n_columns > 1 or np.size(values) == 1)
 
@@ -429,13 +423,8 @@ class ArrayKey(ConditionKey):
 
     def rows(self, values: Any, source: str) -> np.ndarray:
         """Return rows of numbers ``(rows, n_columns)``; raise for another number of columns."""
-        if isinstance(values, pd.DataFrame):
-            if self.columns is not None and [str(column) for column in values.columns] != list(self.columns):
-                msg = f"{source}: {self.name!r} has the columns {list(values.columns)}, not {list(self.columns)}."
-                raise ValueError(msg)
-            values = values.to_numpy()
         try:
-            numbers = np.array(values if isinstance(values, np.ndarray) else [*values], dtype=float)
+            numbers = np.array(values if isinstance(values, np.ndarray | pd.DataFrame) else [*values], dtype=float)
         except (TypeError, ValueError, OverflowError):
             numbers = np.zeros(0)
         if numbers.ndim == 1 and self.n_columns == 1:
@@ -668,18 +657,14 @@ def kinds_of(values: Iterable[Any]) -> set[str]:
 def check_array(name: str, array: Any) -> np.ndarray:
     """Return an array of ``obsm`` as numbers ``(cells, columns)``; raise unless it can be a condition."""
     where = f"obsm[{name!r}]"
-    if isinstance(array, pd.DataFrame) and (with_slash := [column for column in array if "/" in str(column)]):
-        msg = f"{where} has the column {with_slash[0]!r}; names in files have no '/', so rename it."
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+        found = f"values of type {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        msg = f"{where} must be a NumPy array of numbers to be a condition, but holds {found}."
         raise ValueError(msg)
-    numbers = array.to_numpy() if isinstance(array, pd.DataFrame) else array
-    if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "iuf":
-        found = f"values of type {numbers.dtype}" if isinstance(numbers, np.ndarray) else f"a {type(array).__name__}"
-        msg = f"{where} must be an array or table of numbers to be a condition, but holds {found}."
+    if array.ndim != 2 or not 0 < array.shape[1] <= MOST_COLUMNS:
+        msg = f"{where} must have 1 to {MOST_COLUMNS} columns to be a condition, but has the shape {array.shape}."
         raise ValueError(msg)
-    if numbers.ndim != 2 or not 0 < numbers.shape[1] <= MOST_COLUMNS:
-        msg = f"{where} must have 1 to {MOST_COLUMNS} columns to be a condition, but has the shape {numbers.shape}."
-        raise ValueError(msg)
-    numbers = numbers.astype(float)
+    numbers = array.astype(float)
     if n_bad := int((~np.isfinite(numbers).all(1)).sum()):
         msg = f"{where} has missing or infinite numbers in {n_bad} of {len(numbers)} cells; remove them."
         raise ValueError(msg)

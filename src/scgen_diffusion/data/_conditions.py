@@ -276,14 +276,9 @@ class Conditions:
         values = {key.name: key.decode(codes[:, columns]) for key, columns in self.parts if key.source == "obs"}
         return pd.DataFrame(values, index=index)
 
-    def to_obsm(self, codes: np.ndarray, index: pd.Index) -> dict[str, np.ndarray | pd.DataFrame]:
-        """Return the arrays among codes ``(n, columns)``, as tables where they were tables in training."""
-        obsm: dict[str, np.ndarray | pd.DataFrame] = {}
-        for key, columns in self.parts:
-            if isinstance(key, ArrayKey):
-                array, names = key.decode(codes[:, columns]), key.columns
-                obsm[key.name] = array if names is None else pd.DataFrame(array, index=index, columns=list(names))
-        return obsm
+    def to_obsm(self, codes: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the arrays among codes ``(n, columns)``."""
+        return {key.name: key.decode(codes[:, columns]) for key, columns in self.parts if isinstance(key, ArrayKey)}
 
     def describe(self, codes: np.ndarray) -> str:
         """Return one combination ``(columns,)`` as text, without open values."""

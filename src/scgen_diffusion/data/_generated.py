@@ -32,7 +32,7 @@ def build_anndata(
     *,
     is_log1p: bool,
     layers: Mapping[str, np.ndarray] | None = None,
-    obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
+    obsm: Mapping[str, np.ndarray] | None = None,
 ) -> AnnData:
     """Build the AnnData of generated cells; ``uns["log1p"]`` tells scanpy that values are logarithms."""
     uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
@@ -67,7 +67,7 @@ def build_mudata(
     *,
     is_log1p: bool,
     layers: Mapping[str, np.ndarray] | None = None,
-    obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
+    obsm: Mapping[str, np.ndarray] | None = None,
 ) -> MuData:
     """Build a MuData of paired cells from values ``(cells, features of all modalities)``.
 

@@ -90,7 +90,7 @@ def join_parts(
     """
     obs = _stack_tables(list(_read(parts, "obs")))
     arrays = list(_read(parts, "obsm"))
-    obsm = {name: _stack_arrays([own[name] for own in arrays], obs.index) for name in arrays[0]}
+    obsm = {name: np.concatenate([own[name] for own in arrays]) for name in arrays[0]}
     cells = AnnData(obs=obs, var=next(_read(parts, "var")), uns=merge(_read(parts, "uns")), obsm=obsm)
     n_stored = sum(_n_stored(part) for part in parts)
     is_zarr = path.suffix == ".zarr"
@@ -135,10 +135,6 @@ def _stack_tables(tables: list[pd.DataFrame]) -> pd.DataFrame:
             for table in tables:
                 table[name] = table[name].cat.set_categories(categories)
     return drop_unused_categories(pd.concat(tables))
-
-
-def _stack_arrays(arrays: Sequence[np.ndarray | pd.DataFrame], names: pd.Index) -> np.ndarray | pd.DataFrame:
-    return pd.concat(arrays).set_axis(names) if isinstance(arrays[0], pd.DataFrame) else np.concatenate(arrays)
 
 
 def _layout(x: sp.csr_matrix | np.ndarray, n_stored: int, *, is_zarr: bool) -> dict[str, Any]:

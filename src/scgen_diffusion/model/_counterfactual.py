@@ -239,7 +239,7 @@ class Prediction(Job):
         names = pd.Index([f"{self.name}-{row}-{cell}" for row, cell in zip(rows, cells, strict=True)])
         obs = conditions.to_obs(own, names) if self.obs is None else self.obs.iloc[cut].set_axis(names)
         new = conditions.to_obs(codes, names)
-        arrays, old = (conditions.to_obsm(some, names) for some in (codes, own))
+        arrays, old = (conditions.to_obsm(some) for some in (codes, own))
         keys = list(conditions.named(given.condition))
         columns = [key for key in keys if key in new]
         obs = obs.assign(**{f"{key}{OF_CONTROL}": obs[key] for key in columns}, **{key: new[key] for key in columns})

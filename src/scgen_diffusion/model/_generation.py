@@ -186,4 +186,4 @@ class Generation(Job):
         self.warn_of_odd_values(x)
         names = pd.Index([f"{self.name}-{number}" for number in rows])
         conditions = self.engine.conditions
-        return x, conditions.to_obs(codes, names), self.provenance, conditions.to_obsm(codes, names)
+        return x, conditions.to_obs(codes, names), self.provenance, conditions.to_obsm(codes)
