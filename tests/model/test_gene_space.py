@@ -18,19 +18,6 @@ from scgen_diffusion.nn import log_profile
 pytestmark = pytest.mark.usefixtures("small_blocks", "seed_0")
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"patch_sizes": 3}, TypeError, "patch_size"),
-        ({"width": 8, "n_heads": 3}, ValueError, "width"),
-    ],
-    ids=str,
-)
-def test_bad_options_are_refused_by_name(make_model, gene_space_class, options, error, words):
-    with pytest.raises(error, match=words):
-        make_model(cls=gene_space_class, **options)
-
-
 @pytest.mark.parametrize("n_genes", [1, 12])
 def test_the_default_sizes_fit_any_number_of_genes(make_cells, gene_space_class, n_genes):
     adata = make_cells(n_genes=n_genes)

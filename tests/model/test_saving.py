@@ -88,26 +88,6 @@ def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, sav
     assert loaded.adata is None
 
 
-NK = {"cell_type": "NK"}
-READERS = {
-    "predictions": lambda model, cells: model.predict_perturbation(cells, NK, n_steps=2).obs["dose"].to_numpy(float),
-    "latents": lambda model, cells: model.get_latent_representation(cells),
-}
-
-
-@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-@pytest.mark.parametrize("with_cells", [False, True])
-def test_copies_of_cells_that_a_model_has_read_are_cells_like_others(trained, saved_model, read, with_cells):
-    loaded = SCLDM.load(saved_model, adata=trained.adata.copy() if with_cells else False)
-    cells = trained.adata[:20].copy()
-    expected, order = read(loaded, cells), np.random.default_rng(0).permutation(20)
-
-    for rows in (np.arange(5), order):
-        for others in (cells[rows].copy(), cells[rows]):
-            np.testing.assert_allclose(read(loaded, others), expected[rows], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(read(loaded, cells), expected)
-
-
 @pytest.mark.parametrize("loads_with_cells", [True, False])
 def test_only_the_same_cells_in_the_same_order_keep_the_split(trained, saved_model, loads_with_cells):
     def attached(cells):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -156,53 +154,6 @@ def test_sizes_split_the_cells_as_in_scvi_tools(make_model, make_cells, quick):
         model.train_prior(1, train_size=0.5, **quick)
     (model := make_model(make_cells(97))).train_autoencoder(1, train_size=0.5, validation_size=0.5, **quick)
     assert sizes(model) == [48, 49, 0]  # shares that add up to all leave no cell over
-
-
-def test_a_model_is_printed_with_its_stages_and_next_steps(make_model, quick, trained_gene_space):
-    model = make_model(setup={"control_values": {"dose": 1}})
-    text = str(model)
-    assert len(text.splitlines()) == 5
-    for part in ("SCLDM of 96 cells", "12", "cell_type (5 classes), dose (3 classes; control: 1)", "model.train()"):
-        assert part in text
-    for stage, suggested in (
-        ("autoencoder", ["model.train_perturbation_flow()", "model.train_prior()"]),
-        ("perturbation_flow", ["model.predict_perturbation("]),
-        ("prior", ["model.generate(", "predict_perturbation", "model.save("]),
-    ):
-        getattr(model, f"train_{stage}")(1, **quick)
-        assert all(call in str(model) for call in suggested)
-    assert "diffusion" in str(trained_gene_space)
-
-
-QUIET = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import warnings
-import builders
-warnings.filterwarnings("ignore", message="Too few ")
-sys.stderr.write("begin\\n")
-builders._make_model().train(2)
-"""
-
-
-def test_in_a_log_file_training_shows_a_line_per_stage_and_one_at_the_end(run_apart):
-    out, err = run_apart(QUIET, Path(__file__).parents[1])
-
-    *stages, last = err.partition("begin\n")[2].splitlines()
-    assert out == ""
-    assert [line.split()[0] for line in stages] == ["Autoencoder", "Prior"]
-    assert "\r" not in err
-    assert "prior: epochs 2" in last
-
-
-def test_a_stopped_run_is_printed_and_saved(make_model, quick, tmp_path):
-    model = make_model()
-    model.train(3, **quick, callbacks=[At("prior", 4, signal.SIGINT)])
-    model.save(tmp_path / "model")
-    for printed in (str(model), str(SCLDM.load(tmp_path / "model"))):
-        assert "prior (stopped)" in printed
-    model.train_prior(1, **quick)
-    assert "stopped" not in str(model)
 
 
 @pytest.mark.parametrize("n_cells", [0, 1])

@@ -94,22 +94,6 @@ def test_an_unlabeled_cell_gives_the_gradient_of_a_dropped_condition(make_cells,
     assert not all(map(torch.equal, found, gradients(labeled, 0.0)))
 
 
-@pytest.mark.parametrize("strategy", ["joint", "additive"])
-def test_a_cell_that_lacks_one_label_shows_none_with_joint_conditions_and_the_others_with_additive_ones(
-    make_cells, make_model, strategy
-):
-    adata, hidden = hide(make_cells())
-    model = make_model(adata, setup=UNKNOWN, condition_strategy=strategy)
-    condition = model.module.condition_tensor(model._registered_codes)
-    null = model.module.null_condition
-
-    shown = model.module.drop_conditions(condition, 0.0, torch.Generator())
-
-    assert (condition[hidden, 1] != null[1]).all()
-    assert torch.equal(shown[hidden], null.expand_as(shown[hidden]) if strategy == "joint" else condition[hidden])
-    assert torch.equal(shown[~hidden], condition[~hidden])
-
-
 def test_a_saved_model_works_without_its_cells_and_with_them_trains_on(half_labeled, tmp_path, quick):
     model, adata, _ = half_labeled
     model.save(tmp_path / "model", save_anndata=True)
