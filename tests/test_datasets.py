@@ -183,12 +183,6 @@ def test_osmfish_has_no_cells_that_are_not_valid_empty_or_there_twice(tmp_path, 
     assert list(adata.obs["cell_type"].cat.categories) == ["Astrocyte", "Ependymal"]
 
 
-def test_genes_of_worms_have_symbols(load):
-    symbols, expected = load("worm_embryo").var["gene_symbol"], anndata.read_h5ad(converted_file("worm_embryo.h5ad"))
-    assert list(symbols) == list(expected.var["gene_symbol"])
-    assert symbols.is_unique
-
-
 def test_tables_of_worms_may_have_another_order_than_the_counts(monkeypatch):
     columns = {"cell.type": ["ADL", "AWC"], "batch": ["b", "a"], "lineage": ["x", "y"], "embryo.time": [700, 300]}
     parts = [

@@ -1,4 +1,4 @@
-"""All private names of other libraries that the package uses; ``tests/test_compat.py`` fails if an upgrade removes one.
+"""All private names of other libraries that the package uses; ``tests/test_compat.py`` allows them nowhere else.
 
 They are looked up when called, so a missing name breaks only what needs it, not every import. Hooks that a library
 intends for subclasses to override or call, such as scvi-tools' ``_validate_anndata``, stay where they are used.

@@ -33,14 +33,6 @@ def test_split_holds_a_quarter_of_every_label_out(split):
     assert (held_out / (train + held_out)).to_dict() == dict.fromkeys(("a|x", "b|x", "a|y", "b|y"), 0.25)
 
 
-def test_split_keeps_the_counts_of_the_most_variable_genes_in_their_order(split, cells):
-    adata = cells[split.train.obs_names]
-    variance = pd.Series(splits.log_normalise(adata.layers["counts"]).var(axis=0), index=adata.var_names)
-    kept = [gene for gene in variance.index if variance[gene] >= variance.nlargest(20).min()]
-    assert list(split.train.var_names) == kept
-    np.testing.assert_array_equal(split.train.layers["counts"], adata[:, kept].layers["counts"])
-
-
 def test_few_training_cells_are_of_every_label_and_the_others_are_spare(cells, split):
     few = splits.split_cells(cells, ("cell_type", "condition"), seed=0, n_genes=20, n_train=6)
     assert (few.train.n_obs, few.spare.n_obs) == (6, 294)
@@ -49,31 +41,6 @@ def test_few_training_cells_are_of_every_label_and_the_others_are_spare(cells, s
     assert list(few.held_out.obs_names) == list(split.held_out.obs_names)
     with pytest.raises(ValueError, match="n_train"):
         splits.split_cells(cells, ("cell_type", "condition"), seed=0, n_train=300)
-
-
-def test_spare_cells_give_the_space_so_that_all_training_cells_are_compared(cells):
-    few = splits.split_cells(cells, ("cell_type",), seed=0, n_genes=20, n_train=100)
-    drawn = baselines.BASELINES["independent-NB"](few.train, few.train_labels, few.held_out_labels, seed=0)
-    found = splits.judge(few, drawn, 0, metrics=["w2"], n_repeats=1, n_bootstrap=0)
-    assert found.attrs["n_cells"]["all"] == 100  # half of them would give the space
-
-
-@pytest.mark.parametrize("text", ["pbmc4k", "pbmc3k:few", "pbmc3k:"])
-def test_unknown_data_sets_are_errors_that_list_the_known_ones(text):
-    with pytest.raises(ValueError, match="kang_ifnb"):
-        splits.parse_dataset(text)
-
-
-@pytest.mark.parametrize("text", ["SCVI", 'own={"class": "SCVI"}'])
-def test_unknown_methods_are_errors(text):
-    with pytest.raises(ValueError, match="SCVI"):
-        methods.choose_methods([text])
-
-
-def test_unknown_parts_of_a_variant_are_arguments_of_the_model():
-    chosen = methods.choose_methods(["NB-copula", 'wide={"class": "WBDIT", "width": 256, "train": {"max_epochs": 1}}'])
-    assert chosen["NB-copula"] is None
-    assert chosen["wide"] == {"class": "WBDIT", "train": {"max_epochs": 1}, "model": {"width": 256}}
 
 
 def test_what_is_as_good_as_real_cells_and_what_is_within_the_errors_comes_first():

@@ -83,29 +83,6 @@ def value_of(table, statistic, layer=0, head="all"):
 # --- statistics with known answers ------------------------------------------------------------------------------------
 
 
-def test_tokens_that_are_zero_cost_nothing_and_have_no_code(emptied):
-    model, _, set_token = emptied
-    set_token(np.zeros(8))
-
-    table = interpret.layer_statistics(model, times=[0, 500], seed=0)
-
-    for statistic in ("coding_rate_before", "coding_rate_after", "subspace_coding_rate_before", "l0_norm", "l1_norm"):
-        assert value_of(table, statistic) == 0
-    assert value_of(table, "subspace_coding_rate_after", head="L0H1") == 0
-    assert value_of(table, "sparsity") == 1
-    assert value_of(table, "attention_step") == value_of(table, "sparse_coding_step") == 0  # the gates are closed
-
-
-def test_equal_tokens_cost_as_much_as_one_direction(emptied):
-    model, _, set_token = emptied
-    set_token([2.0] * 8)  # squared norm 32, and 4 of tokens that are divided by sqrt(8)
-
-    half, one = (interpret.layer_statistics(model, times=[10], seed=0, eps=eps) for eps in (0.5, 1.0))
-
-    assert value_of(half, "coding_rate_before") == pytest.approx(0.5 * math.log(1 + 8 * 4 / 0.25), rel=1e-6)
-    assert value_of(one, "coding_rate_before") == pytest.approx(0.5 * math.log(1 + 8 * 4), rel=1e-6)
-
-
 def test_a_head_sees_what_lies_in_its_subspace_and_nothing_else(emptied):
     model, network, set_token = emptied
     set_token([1.0, 2.0, 0, 0, 0, 0, 0, 0])

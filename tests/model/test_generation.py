@@ -410,12 +410,3 @@ def test_scale_zero_takes_away_the_influence_of_a_number_too(make_trained):
     assert same_values(cells(1, {"dose": 0.0}), cells(100, {"dose": 0.0}))
     assert not same_values(cells(1, {"dose": 4.0}), cells(100, {"dose": 4.0}))
     assert np.isfinite(cells(100, {"dose": 4.0}).X.toarray()).all()
-
-
-def test_provenance_records_guidance_and_can_be_written(additive, tmp_path):
-    cells = additive.generate(**REQUEST, guidance_scale={"dose": 2.0})
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-
-    for found in (cells, anndata.read_h5ad(tmp_path / "cells.h5ad")):
-        record = found.uns["scgen_diffusion"]
-        assert (record["guidance_scale"], record["composition"]) == ({"dose": 2.0}, "additive")

@@ -194,19 +194,7 @@ def test_what_has_no_tables_streams_too(trained_once, control, tmp_path, cls, op
     assert not {"support", "mean_change"} & set(found.uns["scgen_diffusion"])
 
 
-@pytest.mark.parametrize(
-    ("named", "arguments"),
-    [
-        ("path", {"path": "cells.csv"}),
-        ("devices", {"devices": "two"}),
-        ("batch_size", {"batch_size": 0}),
-        ("shard_size", {"shard_size": 0}),
-    ],
-)
-def test_bad_arguments_are_refused(model, control, h5ad, tmp_path, named, arguments):
-    path = tmp_path / arguments.pop("path", "cells.h5ad")
-    with pytest.raises(ValueError, match=named):
-        model.predict_perturbation_to(path, control.copy(), **{**REQUEST, **arguments})
-    with pytest.raises(ValueError, match="conditions"):  # files of another setup
+def test_files_of_another_setup_are_refused(model, h5ad, tmp_path):
+    with pytest.raises(ValueError, match="conditions"):
         model.predict_perturbation_to(tmp_path / "cells.h5ad", CellFiles(h5ad, condition_keys=["dose"]), **REQUEST)
     assert not list(tmp_path.iterdir())

@@ -456,20 +456,6 @@ def test_the_hub_of_scvi_tools_reads_the_folder_and_makes_its_card(folder, tmp_p
     assert all(part in card.content for part in ("condition_keys", "cell_type"))
 
 
-def test_registry_and_setup_are_shown(folder, capsys):
-    model = load(folder)
-    registry = type(model).load_registry(folder)
-    type(model)(registry=registry, **model.init_params_["kwargs"]["architecture"])  # as scvi-tools' models are built
-    type(model).view_setup_args(folder)
-
-    assert registry["setup_args"]["condition_keys"] == ["cell_type"]
-    assert "condition_keys" in capsys.readouterr().out
-    for show in (model.view_anndata_setup, model.view_registry, load(folder, adata=False).view_registry):
-        show()
-        shown = capsys.readouterr().out
-        assert all(name in shown for name in ("n_conditions", "n_cells"))
-
-
 def test_a_network_larger_than_its_weights_is_refused_before_it_takes_memory(folder, tmp_path):
     content = torch.load(folder / "model.pt", weights_only=True)
     expression = content["attr_dict"]["registry_"]["field_registries"]["X"]

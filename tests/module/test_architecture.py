@@ -17,7 +17,6 @@ from scgen_diffusion.module import (
     build_architecture,
     build_gene_space_architecture,
 )
-from scgen_diffusion.module._architecture import ARCHITECTURES
 
 NAN, INF = float("nan"), float("inf")
 
@@ -72,13 +71,6 @@ def test_masked_molecules_have_a_target_of_their_own():
 # --- SCLDM ------------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_default_is_wider_for_many_cells_and_given_sizes_stay():
-    few, many = (build_architecture("default", n_cells=n, n_factors=5) for n in (19_999, 20_000))
-    assert few == build_architecture("default", n_factors=5)
-    assert (many.pooling_width, many.decoder_width, many.n_factors) == (512, 256, 5)
-    assert build_architecture("published", n_cells=10**6) == ARCHITECTURES["published"]
-
-
 @pytest.mark.parametrize(
     "changes", [{"width": 9}, {"n_heads_cross": 3, "decoder": "gene_queries"}, {"prior_width": 10, "prior_n_heads": 4}]
 )
@@ -118,14 +110,6 @@ def test_the_default_sizes_fit_any_data(n_genes, n_cells, on_gpu):
     a = build_gene_space_architecture("SCRDIT", "default", n_genes=n_genes, n_cells=n_cells, on_gpu=on_gpu)
     assert 1 <= a.patch_size <= n_genes
     assert a.width % a.n_heads == 0
-
-
-def test_few_cells_have_few_axes_for_masked_molecules_alone():
-    def n_axes(n_cells, **options):
-        return build_gene_space_architecture("SCRDIT", "default", n_cells=n_cells, **options).n_axes
-
-    assert (n_axes(4999), n_axes(5000), n_axes(4999, n_axes=None)) == (32, None, None)
-    assert n_axes(10, path="vp_linear") is n_axes(10, backbone="dit") is None
 
 
 def test_custom_and_published_sizes_do_not_depend_on_the_data():

@@ -8,7 +8,6 @@ import torch
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module import ModalityPanel, MultimodalModule, SCLDMArchitecture
 from scgen_diffusion.module._library_size import MultimodalLibrarySize
-from scgen_diffusion.module._multimodal import pooled_profile
 from scgen_diffusion.nn import Classes
 
 PANELS = [ModalityPanel(6, "negative_binomial"), ModalityPanel(4, "bernoulli"), ModalityPanel(3, "negative_binomial")]
@@ -51,16 +50,6 @@ def test_modalities_together_are_the_product_and_surer_than_each(module):
     torch.testing.assert_close(1 / together.std**2, precision, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(together.mean, mean, rtol=1e-4, atol=1e-4)
     assert all((together.std <= p.std).all() for p in alone)
-
-
-def test_the_encoder_sees_rare_counts_beside_frequent_ones():
-    counts = torch.tensor([[9_000.0, 100.0, 0.0], [9_000.0, 10.0, 0.0]])
-
-    frequent, rare, absent = pooled_profile(counts).T
-
-    assert rare[0] - rare[1] > 0.5
-    assert (frequent[0] - frequent[1]).abs() < 0.01
-    assert (absent == 0).all()
 
 
 def test_a_missing_modality_has_no_gradient(module):

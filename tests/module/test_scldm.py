@@ -47,25 +47,6 @@ def test_every_autoencoder_has_a_finite_loss_and_gradients(counts, latent, pooli
             assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
-@pytest.mark.parametrize("conditions", [(), (3,), (3, 2, 4)])
-@pytest.mark.parametrize("spread", [0.0, 1.0])
-def test_every_prior_has_a_finite_loss_and_gradients(strategy, conditions, spread):
-    module = build(conditions, condition_strategy=strategy)
-    module.standardise_latents(torch.zeros(2, 4), torch.full((2, 4), spread))
-    condition = torch.stack([torch.arange(6) % n for n in conditions], 1) if conditions else torch.zeros(6, 0).long()
-    for drop_probability in (0.0, 0.5, 1.0):
-        generator = torch.Generator().manual_seed(0)
-        z = spread * torch.randn(6, *module.latent_shape)
-        loss = module.prior_loss(z, condition, drop_probability=drop_probability, generator=generator)
-        assert loss.shape == (6,)
-        assert loss.isfinite().all()
-    loss.sum().backward()
-
-    assert all(p.grad is None or p.grad.isfinite().all() for p in module.prior.parameters())
-    assert any(p.grad is not None and p.grad.any() for p in module.prior.parameters())
-
-
 def test_the_divergence_is_that_of_two_normals():
     mean, std = torch.randn(5, 2, 3), torch.rand(5, 2, 3) + 0.1
     posterior = torch.distributions.Normal(mean, std)

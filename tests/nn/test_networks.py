@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn.functional import gelu, group_norm
 
 from scgen_diffusion.nn import DiT, GeneDiT, GeneMLP, GeneUNet, _gene_networks
-from scgen_diffusion.nn._blocks import modulate
 
 N_CELLS, N_GENES, KEYS = 5, 11, (3, 2)
 PATCHES = {"patch_size": 4, "width": 8, "n_layers": 2, "n_heads": 2}
@@ -135,17 +134,6 @@ def test_gene_weights_are_all_matrices_with_genes(name):
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------
-
-
-def test_the_trace_leads_from_the_input_to_the_prediction():
-    network, (x_t, t, condition) = build("latents"), build_inputs("latents")
-    context = network.embed_time(t) + network.embed_condition(condition)
-    first, second = network.trace(network.project_in(x_t), network.embed_context(t, condition))
-    assert torch.equal(first.attention.tokens_in, network.project_in(x_t) + network.positions)
-    assert torch.equal(second.attention.tokens_in, first.feed_forward.tokens_out)
-    shift, scale = network.modulation_out(context)[:, None].chunk(2, dim=-1)
-    last = network.norm_out(second.feed_forward.tokens_out)
-    assert torch.equal(network(x_t, t, condition), network.project_out(modulate(last, shift, scale)))
 
 
 def test_patches_are_padded_with_zeros_and_predict_their_own_genes():

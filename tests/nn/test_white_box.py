@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear, relu
 
-from scgen_diffusion.nn import SparseCoding, SubspaceAttention, coding_rate, sparsity, subspace_coding_rate
+from scgen_diffusion.nn import SparseCoding, coding_rate, sparsity, subspace_coding_rate
 
 WIDTH, N_HEADS = 12, 3
 
@@ -20,18 +20,6 @@ def close(found, expected, tolerance=1e-9):
 def build(kind, *sizes, **constants):
     torch.manual_seed(0)
     return kind(WIDTH, *sizes, **constants).double()
-
-
-# --- subspace attention -----------------------------------------------------------------------------------------------
-
-
-def test_subspace_attention_follows_its_formula_head_by_head():
-    attention, tokens = build(SubspaceAttention, N_HEADS), draw(2, 5, WIDTH)
-    heads = []
-    for basis in attention.subspaces:
-        x = tokens @ basis
-        heads.append((x @ x.transpose(1, 2) / 4**0.5).softmax(-1) @ x)
-    close(attention(tokens), attention.project_out(torch.cat(heads, dim=-1)), 1e-10)
 
 
 # --- sparse coding ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from scgen_diffusion.train import (
     LatentCache,
     LatentData,
     PerturbationFlowRecipe,
-    counts_per_gene,
 )
 from scgen_diffusion.train import _cells as cells_module
 from scgen_diffusion.train._cells import BYTES_PER_COUNT, ResidentCells
@@ -170,41 +169,12 @@ def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validati
     assert torch.equal(validation, rows()["mean"][[24, 21, 23]])
 
 
-@pytest.mark.parametrize(("device", "sizes"), [("cpu", [2] * 9), ("cuda", [16, 2])])
-def test_a_gpu_validates_many_cells_at_once(cache, device, sizes):
-    batches = attached(LatentData(cache, np.arange(5), np.arange(5, 23), 2), device).validation_batches()
-
-    assert [len(batch) for batch in batches] == sizes
-    assert len(batches) == len(sizes)
-
-
-def test_parts_of_a_cache_are_all_its_rows(cache):
-    means = torch.cat([part["mean"] for part in cache.parts(np.arange(N), 4)])
-
-    assert torch.equal(means, rows()["mean"])
-
-
 def test_a_disk_without_room_is_noticed_before_anything_is_written(monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=full), raising=False)
 
     with pytest.raises(OSError, match="TMPDIR"):
         make_cache(0)
-
-
-@pytest.mark.parametrize("n_training_cells", [700, 2500])
-def test_counts_per_gene_are_those_of_the_training_cells(n_training_cells):
-    generator = np.random.default_rng(0)
-    counts = torch.from_numpy(generator.poisson(3.0, (3000, 4))).float()
-    indices = np.sort(generator.permutation(3000)[:n_training_cells])
-
-    def loader(rows, batch_size):
-        return ({"X": counts[part]} for part in np.array_split(rows, 3))
-
-    found = counts_per_gene(SimpleNamespace(loader=loader), indices)
-
-    expected = float(counts[indices].sum(0).mean())
-    assert found == pytest.approx(expected, rel=0.03 if n_training_cells > 1024 else 1e-6)
 
 
 @pytest.mark.parametrize("memory_limit", [1 << 30, 0])

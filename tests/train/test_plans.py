@@ -59,17 +59,6 @@ def test_every_trained_parameter_of_the_prior_has_a_gradient_without_counts(tiny
     assert all(weights.grad is not None for group in plan.parameter_groups() for weights in group["params"])
 
 
-def test_random_numbers_follow_from_seed_and_epoch(module):
-    def draw(seed, epoch):
-        made = attached(PriorPlan(module, PriorRecipe(), seed=seed))
-        made.trainer.fit_loop.epoch_progress.current.completed = epoch
-        made.on_train_epoch_start()
-        return torch.rand(3, generator=made.generator).tolist()
-
-    assert draw(1, 4) == draw(1, 4)
-    assert len({tuple(draw(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
-
-
 AUTOENCODER = {"encoder", "decoder", "likelihood", "condition_effects"}
 
 
