@@ -53,13 +53,16 @@ class Perturbed:
         Log-normalised values.
     rows
         Positions of the cells by their single perturbations (empty for unperturbed cells) and group; sorted.
+    control_share
+        See :class:`GeneMoments`.
     """
 
     expression: Expression
     rows: dict[tuple[Parts, str], NDArray[np.intp]]
+    control_share: float
 
     @classmethod
-    def read(cls, source: Source, parts: Sequence[Parts]) -> Self:
+    def read(cls, source: Source, parts: Sequence[Parts], control_share: float) -> Self:
         """Read cells and their perturbations; unperturbed cells of ``real_test`` and ``train`` are left out."""
         kept = np.arange(len(source))
         if source.name in ("real_test", "train"):
@@ -68,7 +71,8 @@ class Perturbed:
         for place, row in enumerate(kept):
             group = ALL if source.labels is None else str(source.labels[row])
             places.setdefault((parts[row], group), []).append(place)
-        return cls(stacked(source.chunks(kept)), {key: np.array(own) for key, own in sorted(places.items())})
+        rows = {key: np.array(own) for key, own in sorted(places.items())}
+        return cls(stacked(source.chunks(kept)), rows, control_share)
 
     def of(self, parts: Parts, group: str) -> Expression:
         """Return the cells of one perturbation (empty for control) in one group."""
@@ -99,7 +103,7 @@ def read_perturbed(
             parts = [by_name[one] for one in perturbations]
         if name == "real_test":
             names = {own: one for one, own in by_name.items()}
-        sets[name] = Perturbed.read(source, parts)
+        sets[name] = Perturbed.read(source, parts, control_share_of(given[name], given["control"]))
         if name in ("real_test", "train") and not sets[name].rows:
             msg = f"`{name}` needs perturbed cells, but `control` has all its names: {list_first(list(by_name))}."
             raise ValueError(msg)
@@ -162,46 +166,6 @@ class Shift:
         return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=left[group])
 
 
-@dataclass(frozen=True)
-class Profiles:
-    """Computes the profiles of measured cells and of predictions.
-
-    Attributes
-    ----------
-    sets
-        The given cells.
-    controls
-        Moments of the control cells by group.
-    control_shares
-        By set, see :class:`GeneMoments`.
-    space, draws
-        As in :func:`evaluate`.
-    """
-
-    sets: Mapping[str, Perturbed]
-    controls: Mapping[str, GeneMoments]
-    control_shares: Mapping[str, float]
-    space: ComparisonSpace | None
-    draws: Draws
-
-    def of(self, cells: Expression, control_share: float = 0.0) -> Profile:
-        """Compute the moments of all cells, and draw some for distances."""
-        drawn, n_most = cells, self.draws.max_cells
-        if len(cells) > n_most:
-            drawn = cells[np.sort(np.random.default_rng(self.draws.seed).permutation(len(cells))[:n_most])]
-        pcs = drawn.values.toarray() if self.space is None else self.space.project(drawn)
-        return Profile(replace(GeneMoments.of(cells), control_share=control_share), pcs.astype(np.float64))
-
-    def of_set(self, name: str, parts: Parts, group: str) -> Profile:
-        """Compute the profile of the cells of a perturbation in a group."""
-        return self.of(self.sets[name].of(parts, group), self.control_shares[name])
-
-    def moved(self, control: Profile, group: str, shift: Shift) -> Profile:
-        """Shift the control cells of a group by a change of the genes. The projection is linear."""
-        step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
-        return Profile(shift.move(group, self.controls), control.pcs + step)
-
-
 def evaluate_perturbations(
     given: Mapping[str, AnnData],
     others: Mapping[str, AnnData],
@@ -241,17 +205,12 @@ def evaluate_perturbations(
     metrics = choose_metrics(names, "perturbation", available, given["real_test"].n_vars)
     if "train" in sets and space is None:
         space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed)
-    controls = {group: GeneMoments.of(sets["control"].of(parts, group)) for parts, group in sets["control"].rows}
-    control_shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
-    profiles = Profiles(sets, controls, control_shares, space, draws)
-    halves = {place: _halves_of(len(rows), draws) for place, rows in sets["real_test"].rows.items()}
-    panels = {}
+    genes = None  # that count for the discrimination
     if any("perturbations" in metric.needs for metric in metrics):
-        is_perturbed = given["real_test"].var_names.isin({part for parts in of_parts for part in parts})
-        panels = _panels(sets["real_test"], controls, halves, draws.n_repeats, ~is_perturbed)
+        genes = ~given["real_test"].var_names.isin({part for parts in of_parts for part in parts})
     rows = [
         {"perturbation": of_parts[parts], "group": group, **context.row(metric)}
-        for (parts, group), context in _contexts(profiles, halves, panels)
+        for (parts, group), context in _contexts(sets, space, draws, genes)
         for metric in metrics
     ]
     rows.sort(key=lambda row: (row["perturbation"], row["group"]))
@@ -259,13 +218,12 @@ def evaluate_perturbations(
 
 
 def _contexts(
-    profiles: Profiles,
-    halves: Mapping[tuple[Parts, str], list[list[NDArray[np.intp]]]],
-    panels: Mapping[tuple[Parts, str], list[Panel]],
+    sets: Mapping[str, Perturbed], space: ComparisonSpace | None, draws: Draws, genes: NDArray[np.bool_] | None
 ) -> Iterator[tuple[tuple[Parts, str], Context]]:
     """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them."""
-    sets, controls = profiles.sets, profiles.controls
     real = sets["real_test"]
+    controls = {group: GeneMoments.of(sets["control"].of(parts, group)) for parts, group in sets["control"].rows}
+    panels = {} if genes is None else _panels(real, controls, draws, genes)
     trained: dict[tuple[Parts, str], Trained] = {}
     if "train" in sets:
         known = [place for place in sets["train"].rows if place[1] in controls]
@@ -274,54 +232,64 @@ def _contexts(
             warn_user("`control` has no cells of the groups in `train`, so `mean_shift` and `additive` are empty.")
     mean_response = Shift.of(trained.values(), controls, weight=1 / len(trained)) if trained else None
 
-    @lru_cache(maxsize=1)  # many perturbations have the same control cells
-    def control_of(group: str) -> Profile:
-        return profiles.of_set("control", (), group)
+    def profile_of(cells: Expression, control_share: float = 0.0) -> Profile:
+        """Compute the moments of all cells, and draw some for distances."""
+        drawn = cells
+        if len(cells) > draws.max_cells:
+            drawn = cells[np.sort(np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells])]
+        pcs = drawn.values.toarray() if space is None else space.project(drawn)
+        return Profile(replace(GeneMoments.of(cells), control_share=control_share), pcs.astype(np.float64))
 
+    def profile(name: str, parts: Parts, group: str) -> Profile:
+        return profile_of(sets[name].of(parts, group), sets[name].control_share)
+
+    def moved(control: Profile, group: str, shift: Shift) -> Profile:
+        """Shift the control cells of a group by a change of the genes. The projection is linear."""
+        step = shift.change if space is None else space.pca.components_ @ shift.change[space.genes]
+        return Profile(shift.move(group, controls), control.pcs + step)
+
+    control_of = lru_cache(maxsize=1)(partial(profile, "control", ()))  # many perturbations have the same one
     for place in sorted(real.rows, key=lambda place: place[1]):
         parts, group = place
         control, cells = control_of(group), real.of(*place)
-        found = {"value": profiles.of_set("synthetic", *place), "no_change": control}
+        found = {"value": profile("synthetic", *place), "no_change": control}
         if mean_response is not None:
-            found["mean_shift"] = profiles.moved(control, group, mean_response)
+            found["mean_shift"] = moved(control, group, mean_response)
         singles = [trained.get(((part,), group)) for part in parts]
         if None not in singles:
-            found["additive"] = profiles.moved(control, group, Shift.of(singles, controls))
+            found["additive"] = moved(control, group, Shift.of(singles, controls))
         for name, own in sets.items():
             if name not in SETS and len(own.of(*place)) >= MIN_CELLS:
-                found[name] = profiles.of_set(name, *place)
-        of_real = profiles.of(cells)
+                found[name] = profile(name, *place)
+        of_real = profile_of(cells)
         compare = partial(Prediction, control=control, mean_response=found.get("mean_shift"))
-        whole, *of_halves = panels.get(place, [None] * (1 + profiles.draws.n_repeats))
+        whole, *of_halves = panels.get(place, [None] * (1 + draws.n_repeats))
         comparisons = {name: [compare(of_real, own, panel=whole)] for name, own in found.items()}
-        pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[place]]
+        pairs = [[profile_of(half) for half in pair] for pair in _halves_of(cells, draws)]
         comparisons["real"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=False)]
         yield place, Context(comparisons)
 
 
-def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
-    """Split the cells of a perturbation in two, several times: positions of both halves; no splits of too few cells."""
-    if n_cells < 2 * MIN_CELLS:
+def _halves_of(cells: Expression, draws: Draws) -> list[list[Expression]]:
+    """Split the cells of a perturbation in two, several times; no splits of too few cells."""
+    if len(cells) < 2 * MIN_CELLS:
         return []
     rng = np.random.default_rng(draws.seed)
-    return [np.array_split(rng.permutation(n_cells), 2) for _ in range(draws.n_repeats)]
+    splits = [np.array_split(rng.permutation(len(cells)), 2) for _ in range(draws.n_repeats)]
+    return [[cells[half] for half in split] for split in splits]
 
 
 def _panels(
-    real: Perturbed,
-    controls: Mapping[str, GeneMoments],
-    halves: Mapping[tuple[Parts, str], list[list[NDArray[np.intp]]]],
-    n_splits: int,
-    genes: NDArray[np.bool_],
+    real: Perturbed, controls: Mapping[str, GeneMoments], draws: Draws, genes: NDArray[np.bool_]
 ) -> dict[tuple[Parts, str], list[Panel]]:
     """Return the panel of each perturbation in its group, and those of the first halves in every split."""
     panels: dict[tuple[Parts, str], list[Panel]] = {}
     for group in {group for _, group in real.rows}:
         perturbations = [parts for parts, place in real.rows if place == group]
-        directions = np.empty((1 + n_splits, len(perturbations), np.count_nonzero(genes)), dtype=np.float32)
+        directions = np.empty((1 + draws.n_repeats, len(perturbations), np.count_nonzero(genes)), dtype=np.float32)
         for row, parts in enumerate(perturbations):
             cells = real.of(parts, group)
-            firsts = [cells[first] for first, _ in halves[parts, group]] or [cells] * n_splits
+            firsts = [first for first, _ in _halves_of(cells, draws)] or [cells] * draws.n_repeats
             changes = np.array([(means(one.values) - controls[group].mean)[genes] for one in (cells, *firsts)])
             directions[:, row] = unit_vectors(changes)
             panels[parts, group] = [Panel(of_split, row, genes) for of_split in directions]
