@@ -44,11 +44,7 @@ DEVICES = [
     option("--continuous-condition continuous_condition_keys", "Column or array of numbers.", multiple=True),
     option("--set-condition set_condition_keys", "Column of sets such as A+B.", Keyed("COLUMN[=SEPARATOR]")),
     option("--control control_values", "Value of unperturbed cells in a column.", Keyed(read=value)),
-    option(
-        "--condition-embedding condition_embeddings",
-        "Table of a column's values (.csv, .tsv).",
-        Keyed(read=existing_file),
-    ),
+    option("--condition-embedding condition_embeddings", "Table of a column's vectors.", Keyed(read=existing_file)),
     option("--unlabeled-category", "Value of cells without a label, which train too; so do missing ones."),
     option("--modality modalities", "Modality of .h5mu, and its likelihood.", Keyed("NAME[=LIKELIHOOD]")),
     flag("--backed", "Read cells from the file during training; several files always are."),
