@@ -12,10 +12,10 @@ import warnings
 from difflib import SequenceMatcher
 from functools import wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +45,35 @@ def check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> i
         msg = f"`{name}` must be a whole number {allowed}, but found {value!r}."
         raise ValueError(msg)
     return int(value)
+
+
+def check_options(
+    options: object, *, from_zero: Container[str], most: Mapping[str, float], except_for: Container[str] = ()
+) -> None:
+    """Raise ValueError unless each option of a frozen dataclass fits its annotation; make numbers of numpy plain ones.
+
+    Whole numbers are at least 1, or 0 if their names are in ``from_zero``. Other numbers are from 0 to what ``most``
+    says. Options in ``except_for`` are not checked.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        if name in except_for:
+            continue
+        if hasattr(value := getattr(options, name), "item"):
+            object.__setattr__(options, name, value := value.item())
+        if get_origin(hint) is Literal:
+            allowed, fits = f"one of {list(get_args(hint))}", value in get_args(hint)
+        elif hint is bool:
+            allowed, fits = "True or False", isinstance(value, bool)
+        elif hint is float:
+            largest = most.get(name, math.inf)
+            allowed, fits = f"a finite number from 0 to {largest}", is_number(value) and 0 <= value <= largest
+        else:
+            least, is_none = int(name not in from_zero), value is None and hint is not int
+            allowed = f"a whole number of at least {least}"
+            fits = is_none or (is_whole_number(value) and least <= value <= LARGEST)
+        if not fits:
+            msg = f"`{name}` must be {allowed}, but found {value!r}."
+            raise ValueError(msg)
 
 
 def as_list(names: str | Iterable[str] | None) -> list[str]:

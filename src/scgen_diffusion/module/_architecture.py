@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from scgen_diffusion._arguments import is_number, is_whole_number, known_names
+from scgen_diffusion._arguments import check_options, is_number, known_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,13 +14,8 @@ if TYPE_CHECKING:
 
 OptionsT = TypeVar("OptionsT")
 WIDER_FROM = 20_000  # cells have wider networks by default, where that pays
-
-
-def check_options(options: object, *, except_for: tuple[str, ...] = ()) -> None:
-    """Raise unless every option of a dataclass is allowed; options in ``except_for`` are not checked."""
-    for name, hint in get_type_hints(type(options)).items():
-        if name not in except_for:
-            _check(name, getattr(options, name), hint)
+FROM_ZERO = ("n_layers", "prior_n_layers", "n_global_tokens")
+MOST = {"ema_decay": 1, "initial_log_theta": 80, "largest_log_theta": 80}
 
 
 def change_options(
@@ -44,26 +39,6 @@ def change_options(
             msg = f"{owner} has no option {name!r}. {known_names(name, known)}"
             raise TypeError(msg)
     return replace(architectures[size], **changes)  # type: ignore[type-var]
-
-
-def _check(name: str, value: object, hint: object) -> None:
-    """Raise unless a value fits its annotation; whole numbers must be positive, decays between 0 and 1."""
-    if getattr(hint, "__origin__", None) is Literal:
-        allowed, fits = f"one of {list(get_args(hint))}", value in get_args(hint)
-    elif hint is bool:
-        allowed, fits = "True or False", isinstance(value, bool)
-    elif hint is float:
-        largest = 1 if name == "ema_decay" else 80
-        allowed = f"a number from 0 to {largest}"
-        fits = is_number(value) and 0 <= value <= largest
-    else:
-        smallest = 0 if name.endswith(("n_layers", "n_global_tokens")) else 1
-        optional = value is None and hint is not int
-        allowed = f"a whole number of at least {smallest}"
-        fits = optional or (is_whole_number(value) and value >= smallest)
-    if not fits:
-        msg = f"`{name}` must be {allowed}, but found {value!r}."
-        raise ValueError(msg)
 
 
 # --- SCLDM and MULTISCLDM ---------------------------------------------------------------------------------------------
@@ -158,7 +133,7 @@ class SCLDMArchitecture:
 
     def __post_init__(self) -> None:
         """Check all options."""
-        check_options(self)
+        check_options(self, from_zero=FROM_ZERO, most=MOST)
 
 
 PUBLISHED = SCLDMArchitecture(
@@ -306,7 +281,7 @@ class GeneSpaceArchitecture:
 
     def __post_init__(self) -> None:
         """Check all options."""
-        check_options(self, except_for=("zero_value",))
+        check_options(self, from_zero=FROM_ZERO, most=MOST, except_for=("zero_value",))
         if why := self._why_refused():
             raise ValueError(why)
 

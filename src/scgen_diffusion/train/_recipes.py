@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from scgen_diffusion._arguments import check_count, is_number
+from scgen_diffusion._arguments import check_options, is_number
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 MANY_GENES = 2000  # fewer may have a recipe of their own
@@ -19,7 +19,6 @@ MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
 RATE_OF_NEXT_ROUND = 0.5  # relative to the round before
 SHARE_FOR_NUMBERS = 1 / 3  # of the prior's steps
 SHARES = ("warm_up", "kl_warm_up", "min_kept_fraction", "drop_probability")  # options from 0 to 1
-WHOLE = ("batch_size", "reference_steps", "reference_cells", "max_rounds", "n_epochs", "most_cells", "smallest_epoch")
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the options, and turn numbers of numpy, which checkpoints do not take, into plain ones."""
-        if self.schedule not in get_args(Schedule):
-            msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
-            raise ValueError(msg)
-        for name in (field.name for field in fields(self) if field.name not in ("schedule", "betas")):
-            value = getattr(self, name)
-            if isinstance(value, np.generic):
-                object.__setattr__(self, name, value := value.item())
-            if isinstance(value, bool) or (value is None and name in ("n_epochs", "most_cells")):
-                continue
-            if name in WHOLE:
-                check_count(name, value, least=int(name != "smallest_epoch"))
-            elif not is_number(value) or value < 0 or (name in SHARES and value > 1):
-                largest = "1" if name in SHARES else "any finite number"
-                msg = f"`{name}` must be a number from 0 to {largest}, but found {value!r}."
-                raise ValueError(msg)
+        check_options(self, from_zero=("smallest_epoch",), most=dict.fromkeys(SHARES, 1), except_for=("betas",))
         betas = np.ravel(self.betas).tolist()
         if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
             msg = f"`betas` must be two numbers from 0 to below 1, but found {self.betas!r}."
@@ -260,7 +245,7 @@ class PerturbationFlowRecipe(Recipe):
     def __post_init__(self) -> None:
         """Check that a step takes at least one group."""
         super().__post_init__()
-        if check_count("n_paired", self.n_paired) > self.batch_size:
+        if self.n_paired > self.batch_size:
             msg = f"`batch_size` must be at least `n_paired`, {self.n_paired}, but found {self.batch_size}."
             raise ValueError(msg)
 
