@@ -141,9 +141,6 @@ def test_many_can_write_one_file_at_a_time(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [tmp_path / "goal"]
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [

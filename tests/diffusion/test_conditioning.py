@@ -95,9 +95,6 @@ def test_one_key_alone_is_dropped_as_often_as_by_joint():
     assert torch.equal(dropped, drop("joint", condition, columns, probability))
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("strategy", "scales", "terms"),
     [

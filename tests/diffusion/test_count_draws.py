@@ -103,9 +103,6 @@ def test_extreme_parameters_give_finite_counts_soon(mu, theta):
         assert counts.mean().item() == pytest.approx(mu, abs=5 * (mu / 1000) ** 0.5 + 1e-3)
 
 
-# --- parameters of a model that has diverged --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("other", [1.0, 40.0])
 def test_parameters_that_are_not_finite_are_an_error_that_names_them(bad, other):
@@ -134,9 +131,6 @@ def test_invalid_counts_become_nan_and_sampling_ends():
     assert (thinned[0, [0, 4]] <= counts[0, [0, 4]]).all()
 
 
-# --- thinning ---------------------------------------------------------------------------------------------------------
-
-
 def test_each_cell_is_thinned_binomially_by_its_own_share():
     keep, counts = torch.tensor([[0.0], [0.25], [0.9], [1.0]]), torch.full((4, 20_000), 6.0)
     before = counts.clone()
@@ -150,9 +144,6 @@ def test_each_cell_is_thinned_binomially_by_its_own_share():
         found, expected = torch.bincount(cell.long(), minlength=7), stats.binom.pmf(range(7), 6, share) * 20_000
         few = expected[:3].sum()  # of which hardly any are expected at 0.9
         assert stats.chisquare([found[:3].sum(), *found[3:]], [few, *expected[3:]]).pvalue > 1e-4
-
-
-# --- counts under another mean ----------------------------------------------------------------------------------------
 
 
 def carried(mean, new_mean, theta=2.0, n=40_000):

@@ -22,9 +22,6 @@ def draw(shape=(5, 3), seed=0):
     return data, noise, 0.05 + 0.9 * torch.rand(shape[0], generator=generator, dtype=torch.float64)
 
 
-# --- targets ----------------------------------------------------------------------------------------------------------
-
-
 @every_path
 def test_targets_are_what_their_names_say(path):
     data, noise, t = draw()
@@ -69,9 +66,6 @@ def test_v_and_the_straight_velocity_are_informative_at_both_ends(path, target, 
     torch.testing.assert_close(found, (data, noise), rtol=1e-9, atol=1e-9)
 
 
-# --- the denoiser -----------------------------------------------------------------------------------------------------
-
-
 @every_path
 @every_target
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -82,9 +76,6 @@ def test_one_time_means_the_same_time_for_every_sample_and_precision_is_that_of_
     torch.testing.assert_close(denoiser(x_t, one), denoiser(x_t, one.repeat(5)), rtol=0, atol=0)
     both = [tuple(denoiser.estimate(x_t, t)) for t in (one, one.repeat(5))]
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=0)
-
-
-# --- the loss ---------------------------------------------------------------------------------------------------------
 
 
 @every_path
@@ -111,9 +102,6 @@ def test_precision_is_that_of_the_data_whatever_that_of_the_times(path):
     data, t, condition = torch.ones(3, 2), torch.full((3,), 0.5, dtype=torch.float64), torch.empty(3, 0)
     losses = diffusion_loss(lambda x, k, c: x, path, TARGETS["v"], data, noise=data, t=t, condition=condition)
     assert losses.dtype == torch.float32
-
-
-# --- data that are often exactly one number ---------------------------------------------------------------------------
 
 
 def expected(logit, mean, log_std, x_t, *, alpha=0.8, sigma=0.6, spike=-0.5):

@@ -92,9 +92,6 @@ def test_no_steps_are_refused():
         NoiseInversion()(denoiser, denoiser, normal_data(), n_steps=0, generators=generators())
 
 
-# --- noise that leads to the data -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", [*PATHS.values()])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("n_steps", [1, 7])

@@ -74,9 +74,6 @@ def test_training_times_of_the_straight_path_are_uniform():
     assert abs(t.var() - 1 / 12) < 4 / (180 * 10_000) ** 0.5
 
 
-# --- variance-preserving paths ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("model", ["scrdit", "wbdit"])
 def test_linear_schedule_and_noising_are_the_published_ones(model):
     recorded, path = load_file(PARITY / f"{model}_vectors.safetensors"), VariancePreserving()

@@ -12,13 +12,12 @@ from scgen_diffusion.data._condition_keys import CategoricalKey, SetKey
 from scgen_diffusion.generation._support import (
     NUMBERS,
     LackingChanges,
-    PerturbedGroups,
     Support,
     judge,
     support_columns,
 )
 from scgen_diffusion.nn import Classes, Members
-from scgen_diffusion.perturbation import PerturbationFlow, variance_of_sums
+from scgen_diffusion.perturbation import PerturbationFlow
 
 SIZE, N_TYPES = 4, 9
 CONDITIONS = Conditions.from_codes(
@@ -133,19 +132,6 @@ def test_no_prediction_is_surer_than_those_of_left_out_groups():
 
     assert support_on(SEEN).variance == pytest.approx(float(shift.left_out[:, 0].mean()), rel=1e-5)
     assert support_on(KNOWN, FAR).variance > 2 * float(shift.left_out[:, 0].mean())
-
-
-def test_an_interval_has_the_noise_of_these_and_of_as_many_measured_cells():
-    groups = PerturbedGroups.__new__(PerturbedGroups)
-    error = SimpleNamespace(changes=torch.zeros(1, 3), half_width=lambda variance, change, departure, noise, _: noise)
-    groups.module = SimpleNamespace(perturbation_flow=SimpleNamespace(error=error))
-    support = Support("", 0, 0, 0, 0, 0, torch.ones(1).double(), None)
-    y = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double()
-    n, total, squares = torch.full((3,), 50.0).double(), y.sum(0), y.square().sum(0)
-
-    (found,) = groups.changes(torch.stack([n, 0 * n, total, squares, squares])[None].numpy(), [support])
-
-    np.testing.assert_allclose(found.upper - found.change, 2 * variance_of_sums(n, total, squares) / n)
 
 
 def test_changes_that_the_decoder_lacks_go_to_the_cells_of_their_combination():

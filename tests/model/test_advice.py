@@ -30,19 +30,6 @@ def loaded(saved_model):
     return SCLDM.load(saved_model, adata=False, accelerator="cpu")
 
 
-@pytest.mark.parametrize(
-    ("name", "argument", "nearest"),
-    [
-        ("get_normalized_expression", "transform_batch", "batch_size"),
-        ("generate", "guidance", "guidance_scale"),
-        ("load", "adatas", "adata"),
-    ],
-)
-def test_an_unknown_argument_is_answered_with_those_there_are(name, argument, nearest):
-    with pytest.raises(TypeError, match=f"{argument}.*{nearest}"):
-        getattr(SCLDM, name)(**{argument: None})
-
-
 def test_what_is_not_there_is_not_listed(trained_gene_space):
     assert not hasattr(trained_gene_space, "posterior_predictive_sample")
     with pytest.raises(NotImplementedError, match="get_normalized_expression"):

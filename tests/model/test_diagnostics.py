@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 from scgen_diffusion.diffusion import _count_draws
-from scgen_diffusion.generation import check_finite
 from scgen_diffusion.model import SCRDIT
 from scgen_diffusion.nn import log_profile
 
@@ -129,23 +127,3 @@ def test_no_call_of_a_diverged_model_returns_cells(diverged, tmp_path, monkeypat
     monkeypatch.setattr(_count_draws, "finite_mask", lambda **values: torch.stack([*values.values()]).isfinite().all(0))
     with pytest.raises(FloatingPointError, match="diverged"):
         calls[0]()
-
-
-@pytest.mark.parametrize(
-    ("named", "parameter", "value"),
-    [("theta", "log_theta", float("nan")), ("mu", "outliers.log_scale", 200.0)],
-)
-def test_distributions_that_are_no_numbers_are_an_error(make_trained, named, parameter, value):
-    model = make_trained()
-    spoil([model.module.likelihood.get_parameter(parameter)], value)
-
-    with pytest.raises(FloatingPointError, match=named):
-        model.generate(3, seed=0, n_steps=1, library_size=20_000)
-
-
-@pytest.mark.parametrize("value", NOT_FINITE)
-def test_dense_and_sparse_cells_are_looked_at(value):
-    for kind in (np.asarray, sp.csr_matrix):
-        check_finite(kind([[0.0, 1.0]]))
-        with pytest.raises(FloatingPointError, match="not finite"):
-            check_finite(kind([[0.0, value]]))

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import importlib
 import re
 from pathlib import Path
 
@@ -143,14 +142,3 @@ def test_half_precision_is_turned_into_single(models, name):
         tensor = weights[key]
         assert tensor.dtype == (torch.float32 if own.is_floating_point() else own.dtype)
         assert torch.equal(tensor, own.to(tensor.dtype)), key
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_hub_of_scvi_tools_reads_model_card_and_metadata(name):
-    pytest.importorskip("huggingface_hub")
-    hub_model = importlib.import_module("scvi.hub").HubModel(str(pretrained_models()[name]))
-    assert hub_model.metadata.model_cls_name == type(hub_model.model).__name__
-    assert hub_model.model_card.data.library_name == "scvi-tools"
-    assert hub_model.model.generate(2, seed=0).n_obs == 2
-    for part in ("## Use", "## Data", "## How good are the cells?", "## Is it private?", f'load("{name}")'):
-        assert part in hub_model.model_card.content

@@ -24,9 +24,6 @@ NAN, INF = float("nan"), float("inf")
 of_scrdit = partial(build_gene_space_architecture, "SCRDIT")
 
 
-# --- of both ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("build", [build_architecture, of_scrdit])
 def test_changes_leave_the_rest_and_what_is_unknown_is_named(build):
     before, after = build("published"), build("published", ema_decay=0.5)
@@ -68,18 +65,12 @@ def test_masked_molecules_have_a_target_of_their_own():
         of_scrdit("published", path="masking", target="noise")
 
 
-# --- SCLDM ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "changes", [{"width": 9}, {"n_heads_cross": 3, "decoder": "gene_queries"}, {"prior_width": 10, "prior_n_heads": 4}]
 )
 def test_heads_must_divide_the_width(tiny, changes):
     with pytest.raises(ValueError, match="head"):
         SCLDMModule(5, architecture=SCLDMArchitecture(**{**tiny, **changes}))
-
-
-# --- gene space -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

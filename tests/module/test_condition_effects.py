@@ -8,7 +8,7 @@ import torch
 from builders import TINY
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
+from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
 from scgen_diffusion.nn import Members, Number
 
@@ -51,25 +51,6 @@ def test_effects_start_at_the_mean_profile_of_each_combination(n_rare):
     torch.testing.assert_close(shares_of(module, module.null_condition[None], mean), mean, atol=0, rtol=0.02)
     both = shares_of(module, torch.tensor([[1, 1]]), mean)  # never seen: the effects of its keys add up
     assert both[:2].min() > 1.4 * both[2:].max()
-
-
-def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out():
-    module = build((2, 2), condition_strategy="additive")
-    module.library_size.set_groups(torch.tensor([[-1, -1]]), means=torch.tensor([6.0]), stds=torch.tensor([0.1]))
-    seen = []
-    module.condition_effects.register_forward_hook(lambda _, given, __: seen.append(given[0]))
-    for scales in ([1.0, 1.0], [2.0, 0.0], [0.0, 0.0]):
-        guidance = Guidance.of(module.strategy, scales)
-        module.sample_cells(
-            torch.ones(4, 2, dtype=torch.long),
-            Generators(0, range(4)),
-            guidance=guidance,
-            sampler=FLOW_SAMPLERS["euler"],
-            n_steps=1,
-            library_size="normal",
-            n_wanted=4,
-        )
-    torch.testing.assert_close(torch.stack(seen)[:, 0], torch.tensor([[1, 1], [1, 2], [2, 2]]))  # 2: not given
 
 
 def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has():

@@ -39,8 +39,6 @@ def profiles(counts):
     return log_profile(counts, "counts")
 
 
-# --- from profiles to values and back ---------------------------------------------------------------------------------
-
 value = st.one_of(st.just(0.0), st.floats(0.0078125, 10, width=32))  # one count of a million is 0.01
 cells = st.lists(st.lists(value, min_size=4, max_size=4), min_size=2, max_size=6).map(torch.tensor)
 zero_values = st.one_of(st.none(), st.floats(-1000, -1e-3))
@@ -87,9 +85,6 @@ def test_values_are_negated_clamped_and_stay_no_numbers(profiles, zero_value):
     assert to_counts(nan, torch.tensor([10.0])).isnan().all()
 
 
-# --- sampling ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sampler", [DPMSolverSampler(), DDPMSampler()])
 def test_a_network_that_knows_the_data_samples_it(profiles, sampler):
     """Every value of a known cell; the network is planted."""
@@ -113,9 +108,6 @@ def test_a_network_that_knows_the_data_samples_it(profiles, sampler):
 
     assert torch.equal(sampled == 0, (profiles[:1] == 0).expand(5, -1))
     torch.testing.assert_close(sampled, profiles[:1].expand(5, -1), atol=1e-2, rtol=1e-3)
-
-
-# --- counts -----------------------------------------------------------------------------------------------------------
 
 
 @given(

@@ -116,9 +116,6 @@ def test_a_summary_of_batches_is_that_of_all_cells():
     torch.testing.assert_close(summary.log_total_std, totals.std(correction=0))
 
 
-# --- the module -------------------------------------------------------------------------------------------------------
-
-
 def module_of(n_genes, **changes):
     architecture = build_gene_space_architecture("SCRDIT", "default", n_genes=n_genes, **changes)
     return MoleculeModule(n_genes, architecture=architecture)

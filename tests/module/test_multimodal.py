@@ -125,9 +125,6 @@ def test_architectures_that_do_not_suit_several_modalities_are_refused(tiny, cha
         MultimodalModule(PANELS, architecture=SCLDMArchitecture(**tiny, **changes))
 
 
-# --- library sizes ----------------------------------------------------------------------------------------------------
-
-
 def trained_sizes(missing=0, n_cells=2000):
     """Learn log totals of two modalities, the second of which is the first plus 1 (and some noise)."""
     torch.manual_seed(0)

@@ -57,9 +57,6 @@ def test_heads_that_do_not_share_out_the_width_are_refused(kind, width, n_heads)
         kind(width, n_heads)
 
 
-# --- rows that every cell scales --------------------------------------------------------------------------------------
-
-
 def draw_case(dtype=torch.float, *, size=1.0):
     generator = torch.Generator().manual_seed(0)
     scales = torch.rand(5, 7, generator=generator, dtype=dtype) * size

@@ -39,9 +39,6 @@ def close(found, expected, tolerance=1e-10):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-# --- blocks -----------------------------------------------------------------------------------------------------------
-
-
 def test_modulated_block_starts_as_the_identity():
     tokens = torch.randn(3, 5, WIDTH)
     assert torch.equal(build_modulated()(tokens, torch.randn(3, WIDTH)), tokens)
@@ -62,9 +59,6 @@ def test_modulated_block_and_its_trace_follow_its_formula():
         close(half.tokens_out, before + gate * half.output)
         before = half.tokens_out
     assert torch.equal(before, block(tokens, condition))
-
-
-# --- embeddings of positions and times --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n_positions", "width"), [(4, 8), (1, 2), (16, 256)])

@@ -49,9 +49,6 @@ def test_a_number_of_no_class_is_refused(kind):
         build(kind)(torch.tensor([[6]]))
 
 
-# --- several kinds side by side ---------------------------------------------------------------------------------------
-
-
 def test_null_and_keys_of_columns_lie_side_by_side():
     assert null_condition(MIXED).tolist() == [4, float("-inf"), 6, 5, 5, 5]
     assert keys_of_columns(MIXED).tolist() == [0, 1, 2, 2, 2, 3]
@@ -83,9 +80,6 @@ def test_what_is_not_given_has_a_vector_of_its_own(kind):
     assert not torch.allclose(empty, nothing)
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
 @settings(deadline=None)
 @given(x=st.floats(-4, 4), step=st.floats(1e-4, 1e-3))
 def test_the_embedding_of_a_number_is_smooth(x, step):
@@ -95,9 +89,6 @@ def test_the_embedding_of_a_number_is_smooth(x, step):
     slope = (values[2] - values[0]).norm() / (2 * step)
     assert slope < 200  # a jump of 1 would give 500 at least
     assert (values[2] - values[1]).norm() < 0.3
-
-
-# --- sets -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vectors", [None, VECTORS])
@@ -119,9 +110,6 @@ def test_sets_start_as_sums_of_their_members_and_become_more(vectors):
 
     none, first, second, both = build(kind)(sets)  # as if trained
     assert not torch.allclose(both - none, (first - none) + (second - none), atol=0.1)
-
-
-# --- known embeddings -------------------------------------------------------------------------------------------------
 
 
 def test_scale_and_shift_of_known_vectors_do_not_matter():

@@ -156,19 +156,6 @@ def test_weights_start_as_published(name):
     assert 0.018 < network.embed_time.network[2].weight.std() < 0.022
 
 
-@pytest.mark.parametrize(
-    ("options", "argument"),
-    [
-        ({"n_heads": 3}, "heads"),
-        ({"n_heads": 3, "block": "white_box"}, "heads"),
-        ({"width": 6}, "width"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(options, argument):
-    with pytest.raises(ValueError, match=argument):
-        build("patches", **options)
-
-
 # --- what white-box heads read ----------------------------------------------------------------------------------------
 
 

@@ -22,9 +22,6 @@ def build(kind, *sizes, **constants):
     return kind(WIDTH, *sizes, **constants).double()
 
 
-# --- sparse coding ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("step_size", "threshold"), [(0.1, 0.1), (0.05, 2.0)])
 def test_sparse_coding_is_the_published_sequence_of_products(step_size, threshold):
     coding, z = build(SparseCoding, step_size=step_size, threshold=threshold), draw(2, 5, WIDTH)
@@ -38,9 +35,6 @@ def test_the_dictionary_starts_from_kaimings_uniform_distribution():
     dictionary = SparseCoding(64).dictionary
     bound = (6 / 64) ** 0.5
     assert 0.99 * bound < dictionary.abs().max() <= bound
-
-
-# --- coding rates -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n_tokens", "width"), [(4, 9), (9, 4), (6, 6)])

@@ -61,9 +61,6 @@ def test_effects_lie_on_lines_between_known_doses_and_stay_beyond_them(dose, exp
     torch.testing.assert_close(ask(torch.zeros(SIZE), [0, dose]), torch.full((SIZE,), expected), atol=0.01, rtol=0)
 
 
-# --- how sure it is ---------------------------------------------------------------------------------------------------
-
-
 CONTROL = torch.tensor([9.0, 0.0])
 
 
