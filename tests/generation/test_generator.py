@@ -30,10 +30,6 @@ def test_results_come_in_order_and_from_threads_of_one_thread_each(two_threads):
     assert list(in_parallel(where, range(7), CPU, 3)) == [(number, 1, False) for number in range(7)]
 
 
-def test_one_thread_needs_no_others():
-    assert list(in_parallel(where, range(3), CPU, 3)) == [(number, 1, True) for number in range(3)]
-
-
 def test_few_items_are_in_the_works_at_once(two_threads):
     started = []
     blocks = in_parallel(started.append, range(100), CPU, 100)

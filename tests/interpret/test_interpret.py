@@ -238,6 +238,8 @@ def test_loadings_follow_the_scale_of_a_gene(make_opened):
 
     assert best["gene"].isin(model.var_.index[::3]).all()
     assert best.groupby("head")["rank"].apply(list).map(lambda ranks: ranks == [1, 2, 3, 4]).all()
+    with pytest.raises(ValueError, match="n_genes"):
+        interpret.top_genes(interpret.head_loadings(model, indices=[0], seed=0), 13)
 
 
 def test_loadings_are_near_the_exact_derivative(opened):
@@ -389,13 +391,6 @@ def test_conditions_that_training_never_showed_together_are_refused(make_opened)
     assert len(interpret.layer_statistics(model, times=[0.5], seed=0, conditional=False))
 
 
-@pytest.mark.parametrize("time", [-1, 1000, "late", float("nan"), [0, 500]])
-@pytest.mark.parametrize("method", ["head_loadings", "head_effects", "head_coding_rates"])
-def test_times_beyond_the_path_and_several_are_refused(opened, method, time):
-    with pytest.raises(ValueError, match="time"):
-        getattr(interpret, method)(opened, time=time)
-
-
 @pytest.mark.parametrize(
     ("method", "options", "error", "name"),
     [
@@ -405,6 +400,9 @@ def test_times_beyond_the_path_and_several_are_refused(opened, method, time):
         ("layer_statistics", {"indices": []}, ValueError, "indices"),
         ("layer_statistics", {"batch_size": 0}, ValueError, "batch_size"),
         ("layer_statistics", {"seed": -1}, ValueError, "seed"),
+        *(("head_loadings", {"time": time}, ValueError, "time") for time in (-1, 1000, "late", float("nan"), [0, 500])),
+        ("head_effects", {"time": [0, 500]}, ValueError, "time"),
+        ("head_coding_rates", {"time": 1000}, ValueError, "time"),
         ("head_loadings", {"n_probes": 0}, ValueError, "n_probes"),
         ("head_loadings", {"tokens": "genes"}, ValueError, "tokens"),
         ("head_loadings", {"tokens": "global"}, ValueError, "n_global_tokens"),  # there are none
@@ -413,10 +411,3 @@ def test_times_beyond_the_path_and_several_are_refused(opened, method, time):
 def test_arguments_that_are_not_allowed_are_refused(opened, method, options, error, name):
     with pytest.raises(error, match=name):
         getattr(interpret, method)(opened, **options)
-
-
-def test_genes_that_are_not_there_are_refused(opened):
-    with pytest.raises(ValueError, match="n_genes"):
-        interpret.top_genes(interpret.head_loadings(opened, indices=[0], seed=0), 13)
-    with pytest.raises(ValueError, match="missing"):
-        interpret.head_loadings(opened, opened.adata[:, :11].copy())

@@ -147,15 +147,6 @@ def test_training_learns_what_goes_with_what(make_cells, make_model, quick, dens
     assert np.abs(np.corrcoef(cells[:, 2:5].T)[np.triu_indices(3, 1)]).max() < 0.3
 
 
-@pytest.mark.parametrize(
-    ("named", "value"),
-    [("target", "data"), ("head", "spike_and_slab"), ("zero_value", -10.0), ("library_size", "latent")],
-)
-def test_options_that_do_not_fit_are_refused(make_model, named, value):
-    with pytest.raises(ValueError, match=named):
-        make_model(cls=SCRDIT, **MASKED | {named: value})
-
-
 def test_values_and_requests_that_do_not_fit_are_refused(make_cells, make_model, model):
     with pytest.raises(ValueError, match="path"):
         make_model(make_cells(values="log1p"), cls=SCRDIT, setup={"values": "log1p"}, **MASKED)

@@ -17,6 +17,7 @@ from scgen_diffusion.module import (
     build_architecture,
     build_gene_space_architecture,
 )
+from scgen_diffusion.module._architecture import MASKING
 
 NAN, INF = float("nan"), float("inf")
 
@@ -60,9 +61,13 @@ def test_a_value_that_is_not_allowed_is_named(build, name, value):
         build("published", **{name: value})
 
 
-def test_masked_molecules_have_a_target_of_their_own():
-    with pytest.raises(ValueError, match="`target`"):
-        of_scrdit("published", path="masking", target="noise")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("target", "data"), ("head", "spike_and_slab"), ("zero_value", -10.0), ("library_size", "latent")],
+)
+def test_masked_molecules_have_options_of_their_own(name, value):
+    with pytest.raises(ValueError, match=name):
+        of_scrdit("default", **{**MASKING, name: value})
 
 
 @pytest.mark.parametrize(

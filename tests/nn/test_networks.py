@@ -126,13 +126,6 @@ def test_cells_do_not_depend_on_parts_and_no_activation_is_larger_than_allowed(n
     assert max(sizes) <= limit
 
 
-@pytest.mark.parametrize("name", ["global tokens", "mlp", "mlp on axes"])
-def test_gene_weights_are_all_matrices_with_genes(name):
-    network = build(name, n_genes=13)
-    expected = [p for p in network.parameters() if p.ndim == 2 and 13 in p.shape]
-    assert [id(p) for p in network.gene_weights] == [id(p) for p in expected]
-
-
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
