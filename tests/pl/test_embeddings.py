@@ -125,9 +125,10 @@ def test_labels_have_the_colours_of_uns_in_both_sets(first_components):
     for ax in axes[:2]:
         shares = pd.Series([tuple(color) for color in drawn_points(ax)[1]]).value_counts()
         assert dict(shares) == {to_rgb(color): 20 for color in COLORS}
-    assert legend_texts(axes[2]) == ["cell_type", *LABELS, "both", "real", "synthetic"]
+    assert legend_texts(axes[2]) == [*LABELS, "real", "synthetic"]
+    assert axes[2].get_legend().get_title().get_text() == "cell_type"
     marks = [handle.get_color() for handle in axes[2].get_legend().legend_handles]
-    assert marks[1:4] == COLORS
+    assert marks[:3] == COLORS
     points, colors = drawn_points(axes[0])  # and each point that of its own label
     center = {color: points[(colors == to_rgb(color)).all(axis=1)].mean(axis=0) for color in COLORS}
     nearest = [min(center, key=lambda color: np.linalg.norm(point - center[color])) for point in points]
@@ -152,7 +153,7 @@ def test_labels_of_one_set_only_and_missing_ones_are_named(first_components):
 
     axes = draw(synthetic=synthetic, color="cell_type")
 
-    assert legend_texts(axes[2])[1:6] == [*LABELS, "new", "no label"]
+    assert legend_texts(axes[2])[:5] == [*LABELS, "new", "no label"]
     assert to_rgb("lightgray") in {tuple(color) for color in drawn_points(axes[1])[1]}
 
 
@@ -183,7 +184,7 @@ def test_missing_and_infinite_numbers_are_grey_and_a_column_of_them_is_refused(f
 
     assert [(drawn_points(ax)[1] == to_rgb("lightgray")).all(axis=1).sum() for ax in axes[:2]] == [2, 10]
     assert len(np.unique(drawn_points(axes[0])[1], axis=0)) > 50
-    assert legend_texts(axes[2]) == ["age", "no number", "both", "real", "synthetic"]
+    assert legend_texts(axes[2]) == ["no number", "real", "synthetic"]
     real.obs["age"] = synthetic.obs["age"] = np.nan
     with pytest.raises(ValueError, match="`color`"):
         draw(real, synthetic, color="age")

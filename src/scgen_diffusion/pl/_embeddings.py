@@ -130,7 +130,7 @@ def umap(
             ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
             ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
         row[0].set_ylabel("UMAP 2")
-        explain_colors(row[2], *([(name, legend), ("both", SOURCES)] if legend else [("", SOURCES)]))
+        explain_colors(row[2], legend | SOURCES, title=name if legend else None)
         if scale is not None:
             row[1].figure.colorbar(scale, ax=row[1], label=name, shrink=0.7)
     return finish(axes, show, save)

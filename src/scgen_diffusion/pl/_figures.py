@@ -201,18 +201,10 @@ def legend_beside(ax: Axes, handles: Sequence[Artist], **look: object) -> None:
         figure.set_size_inches(width + legend.get_window_extent().width / figure.dpi, height)
 
 
-def explain_colors(ax: Axes, *sections: tuple[str, Mapping[str, str]]) -> None:
-    """Add a legend of colours to the right of the axis, in sections with headings, which may be empty."""
-    handles = []
-    for heading, colors in sections:
-        gap = ["", heading] if handles else [heading]
-        handles += [Line2D([], [], linestyle="", label=text) for text in gap] if heading else []
-        handles += [Line2D([], [], linestyle="", marker="o", color=color, label=name) for name, color in colors.items()]
-    legend_beside(ax, handles, handletextpad=0.2, borderaxespad=0)
-    headings = {heading for heading, _ in sections if heading}
-    for text in ax.get_legend().get_texts():
-        if text.get_text() in headings:
-            text.set(fontweight="bold")
+def explain_colors(ax: Axes, colors: Mapping[str, Any], title: str | None = None) -> None:
+    """Add a legend of colours to the right of the axis."""
+    handles = [Line2D([], [], linestyle="", marker="o", color=color, label=name) for name, color in colors.items()]
+    legend_beside(ax, handles, handletextpad=0.2, borderaxespad=0, title=title, alignment="left")
 
 
 # --- cells and labels -------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def library_size(
     ax.set_xlabel("total counts per cell")
     plain_numbers(ax.xaxis)
     without_frame(ax)
-    explain_colors(ax, ("", {names[name]: color for name, color in SOURCES.items()}))
+    explain_colors(ax, {names[name]: color for name, color in SOURCES.items()})
     return finish(ax, show, save)
 
 
@@ -275,7 +275,7 @@ def draw_genes(ax: Axes, tables: Mapping[str, pd.DataFrame], statistic: str) -> 
     plain_numbers(ax.xaxis)
     without_frame(ax)
     names = {name: f"{name}\n({len(table):,} of {n_genes:,} genes)" for name, table in drawn.items()}
-    explain_colors(ax, ("", {names[name]: SOURCES[name] for name in names}))
+    explain_colors(ax, {names[name]: SOURCES[name] for name in names})
     return drawn
 
 
