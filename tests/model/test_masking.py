@@ -68,8 +68,8 @@ def test_totals_that_a_condition_never_has_look_like_its_usual_ones(make_cells, 
     condition = module.condition_tensor(np.zeros((6, 2), int))
     least, low, high, largest = module.library_size.bounds(condition)
     guidance = Guidance.of(Joint(), [1.0, 1.0])
-    predict = module.denoiser(condition, guidance).predict
-    plain = GeneSpaceModule.denoiser(module, condition, guidance).predict
+    predict = module.denoiser(condition, guidance)
+    plain = GeneSpaceModule.denoiser(module, condition, guidance)
 
     def masked(totals):
         return with_masked(torch.zeros(6, module.n_input), totals)
