@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Guidance, Joint
 from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, to_counts
-from scgen_diffusion.module._gene_space_networks import ProfileSummary
 from scgen_diffusion.nn import log_profile
 
 N_GENES = 9
@@ -49,8 +48,8 @@ zero_values = st.one_of(st.none(), st.floats(-1000, -1e-3))
 def test_decoding_undoes_encoding_and_restores_exact_zeros(profile, zero_value, scaling):
     if not profile.any():
         profile[0, 0] = 1.0
-    module = build(n_genes=4, zero_value=zero_value, scaling=scaling)
-    module.start_from(ProfileSummary.of([profile]))
+    module = build(n_genes=4, input_values="log1p", zero_value=zero_value, scaling=scaling)
+    module.start_from([profile])
 
     restored = module.profiles_of(module.encode(profile))
 
@@ -61,8 +60,8 @@ def test_decoding_undoes_encoding_and_restores_exact_zeros(profile, zero_value, 
 
 @pytest.mark.parametrize("zero_value", [None, -10.0])
 def test_scaled_per_gene_training_cells_have_no_mean_and_unit_variance(profiles, zero_value):
-    module = build(scaling="gene", zero_value=zero_value)
-    module.start_from(ProfileSummary.of(profiles.split(7)))
+    module = build(input_values="log1p", scaling="gene", zero_value=zero_value)
+    module.start_from(profiles.split(7))
 
     encoded = module.encode(profiles)
 
@@ -88,8 +87,8 @@ def test_values_are_negated_clamped_and_stay_no_numbers(profiles, zero_value):
 @pytest.mark.parametrize("sampler", [DPMSolverSampler(), DDPMSampler()])
 def test_a_network_that_knows_the_data_samples_it(profiles, sampler):
     """Every value of a known cell; the network is planted."""
-    module = build(scaling="gene")
-    module.start_from(ProfileSummary.of([profiles]))
+    module = build(input_values="log1p", scaling="gene")
+    module.start_from([profiles])
     known = module.encode(profiles[:1])
 
     class Oracle(torch.nn.Module):

@@ -136,13 +136,15 @@ class GeneSpaceModule(ConditionedModule):
         cut = smallest / 2 if self.architecture.zero_value is None else 0.0
         return torch.where(profile <= cut, 0.0, profile)  # NaN stays, to be detected later
 
-    def summarise(self, batches: Iterable[Tensor]) -> ProfileSummary:
-        """Summarise batches of expression ``(cells, genes)``, read once."""
-        return ProfileSummary.of(log_profile(x, self.input_values) for x in batches)
+    def _summarise(self, batches: Iterable[Tensor]) -> ProfileSummary:
+        return ProfileSummary.of(log_profile(x, self.input_values) for x in batches).to(self.shift.device)
 
-    def start_from(self, summary: ProfileSummary) -> None:
-        """Set scale, limits of values and the distribution of each gene from the training cells."""
-        summary, zero = summary.to(self.shift.device), self.architecture.zero_value or 0.0
+    def start_from(self, batches: Iterable[Tensor]) -> None:
+        """Set scale, limits of values and the distribution of each gene from training cells.
+
+        They are batches of expression ``(cells, genes)``, which are read once.
+        """
+        summary, zero = self._summarise(batches), self.architecture.zero_value or 0.0
         if self.architecture.scaling == "gene":
             mean, std = summary.moments(zero)
             self.shift.copy_(mean)
@@ -158,9 +160,9 @@ class GeneSpaceModule(ConditionedModule):
                 std=summary.expressed_std / self.scale,
             )
 
-    def widen_limits(self, summary: ProfileSummary, *, cut: bool) -> None:
+    def widen_limits(self, batches: Iterable[Tensor], *, cut: bool) -> None:
         """Let the limits of values include those of further training cells; with ``cut``, also that of zeros."""
-        summary = summary.to(self.shift.device)
+        summary = self._summarise(batches)
         self.training_zeros.clamp_(max=summary.fewest_zeros)
         self.largest_value.clamp_(min=summary.largest)
         if cut:

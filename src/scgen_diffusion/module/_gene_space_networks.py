@@ -166,36 +166,22 @@ class SpikeAndSlabNetwork(RegressionNetwork):
 # --- masked molecules -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MoleculeSummary:
-    """Statistics of the training cells from which the network is initialised.
+def summarise_molecules(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each gene's share of all molecules of batches ``(cells, genes)``, read once, ``(genes,)``.
 
-    Parameters
-    ----------
-    share
-        Each gene's share of all molecules, ``(genes,)``.
-    log_total_mean, log_total_std
-        Mean and standard deviation of the cells' log total counts.
+    After it come mean and standard deviation of the cells' log total counts.
     """
-
-    share: Tensor
-    log_total_mean: Tensor
-    log_total_std: Tensor
-
-    @classmethod
-    def of(cls, batches: Iterable[Tensor]) -> MoleculeSummary:
-        """Summarise batches of counts ``(cells, genes)``, read once."""
-        molecules, n_cells = torch.zeros(1).double(), 0
-        logs, squares = torch.zeros(2).double()  # a list of small tensors would fragment memory
-        for batch in batches:
-            x = batch.cpu()
-            molecules = molecules + x.sum(0, dtype=torch.float64)
-            log_totals = total_counts(x)[:, 0].double().log()
-            n_cells, logs, squares = n_cells + len(x), logs + log_totals.sum(), squares + log_totals.square().sum()
-        mean = logs / n_cells
-        std = (squares / n_cells - mean.square()).clamp(min=0).sqrt()
-        share = (molecules + 0.5) / (molecules.sum() + 0.5 * len(molecules))  # finite logarithms for unseen genes
-        return cls(share.float(), mean.float(), std.float())
+    molecules, n_cells = torch.zeros(1).double(), 0
+    logs, squares = torch.zeros(2).double()  # a list of small tensors would fragment memory
+    for batch in batches:
+        x = batch.cpu()
+        molecules = molecules + x.sum(0, dtype=torch.float64)
+        log_totals = total_counts(x)[:, 0].double().log()
+        n_cells, logs, squares = n_cells + len(x), logs + log_totals.sum(), squares + log_totals.square().sum()
+    mean = logs / n_cells
+    std = (squares / n_cells - mean.square()).clamp(min=0).sqrt()
+    share = (molecules + 0.5) / (molecules.sum() + 0.5 * len(molecules))  # finite logarithms for unseen genes
+    return share.float(), mean.float(), std.float()
 
 
 class MoleculeNetwork(nn.Module):
@@ -282,13 +268,13 @@ class MoleculeNetwork(nn.Module):
         return self.path.alpha_rate(t).sqrt() * cross_entropy
 
     @torch.no_grad()
-    def start_from(self, summary: MoleculeSummary) -> None:
-        """Initialise from statistics of the training cells."""
-        self.log_share.copy_(summary.share.log())
-        self.centre.copy_((FEATURE_SUM * summary.share).log1p())
-        self.log_total_mean.copy_(summary.log_total_mean)
-        self.log_total_std.copy_(summary.log_total_std.clamp(min=0.05))
-        self._follow_depth(summary.log_total_mean)
+    def start_from(self, share: Tensor, log_total_mean: Tensor, log_total_std: Tensor) -> None:
+        """Initialise from what :func:`summarise_molecules` returns for the training cells."""
+        self.log_share.copy_(share.log())
+        self.centre.copy_((FEATURE_SUM * share).log1p())
+        self.log_total_mean.copy_(log_total_mean)
+        self.log_total_std.copy_(log_total_std.clamp(min=0.05))
+        self._follow_depth(log_total_mean)
 
     def _follow_depth(self, log_total_mean: Tensor) -> None:
         """Refine the path for deep cells, so that the first of 64 steps unmasks two molecules at most.

@@ -13,7 +13,7 @@ from scgen_diffusion.diffusion import Kinds, UnmaskingInversion, UnmaskingSample
 from scgen_diffusion.nn import InputValues, log_profile
 
 from ._gene_space import GeneSpaceModule
-from ._gene_space_networks import MoleculeSummary
+from ._gene_space_networks import summarise_molecules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,14 +62,11 @@ class MoleculeModule(GeneSpaceModule):
         """Turn expected counts of states ``(cells, genes + 1)`` into profiles, ``(cells, genes)``."""
         return self.profiles_of(values)
 
-    def summarise(self, batches: Iterable[Tensor]) -> MoleculeSummary:
-        """Summarise batches of counts ``(cells, genes)``, read once."""
-        return MoleculeSummary.of(batches)
-
-    def start_from(self, summary: MoleculeSummary) -> None:
-        """Set shares of genes and totals from the training cells."""
+    def start_from(self, batches: Iterable[Tensor]) -> None:
+        """Set shares of genes and totals from training cells, batches of counts ``(cells, genes)``, read once."""
+        statistics = summarise_molecules(batches)
         for network in self._both_networks:
-            network.start_from(summary)
+            network.start_from(*statistics)
 
     def dispersions(self) -> list[Tensor]:
         """List the parameters of the genes' dispersions."""

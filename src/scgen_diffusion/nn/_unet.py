@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, interpolate, pad
+from torch.nn.functional import gelu, interpolate, max_pool1d, pad
 
 from ._attention import SelfAttention
 from ._blocks import sines_and_cosines
@@ -71,15 +71,15 @@ class GeneUNet(nn.Module):
         self._numbers_per_cell = 3 * width * (n_genes + self.n_padding)  # queries, keys and values of the last level
         self.embed_condition = ConditionEmbedding(conditions, CONTEXT_WIDTH)
         self.convolve_in = DoubleConvolution(1, width)
-        self.down = nn.ModuleList(
-            [DownLevel(width, 2 * width), DownLevel(2 * width, 4 * width), DownLevel(4 * width, 4 * width)]
-        )
+        self.down = nn.ModuleList([Level(width, 2 * width), Level(2 * width, 4 * width), Level(4 * width, 4 * width)])
         self.bottom = nn.Sequential(
             DoubleConvolution(4 * width, 8 * width),
             DoubleConvolution(8 * width, 8 * width),
             DoubleConvolution(8 * width, 4 * width),
         )
-        self.up = nn.ModuleList([UpLevel(8 * width, 2 * width), UpLevel(4 * width, width), UpLevel(2 * width, width)])
+        self.up = nn.ModuleList(
+            Level(2 * n_in, n_out, n_in) for n_in, n_out in ((4 * width, 2 * width), (2 * width, width), (width, width))
+        )
         self.project_out = nn.Conv1d(width, n_outputs, kernel_size=1)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class GeneUNet(nn.Module):
             levels.append(down(levels[-1], context))
         x = self.bottom(levels.pop())
         for up in self.up:
-            x = up(x, levels.pop(), context)
+            x = up(x, context, levels.pop())
         prediction = self.project_out(x)[..., : self.n_genes]
         return prediction if self.n_outputs > 1 else prediction[:, 0]
 
@@ -157,12 +157,14 @@ class ChannelAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """What all levels do: convolve, add the context, and attend.
+    """Halve the positions by max pooling, or double them and concatenate a level from the way down; then convolve.
+
+    Then the context is added, and positions attend to each other.
 
     Parameters
     ----------
     n_in, n_out
-        Channels of input and output.
+        Channels of input (with those of the level from the way down) and output.
     n_middle
         Channels between the last two convolutions.
     """
@@ -175,44 +177,14 @@ class Level(nn.Module):
         self.embed_context = nn.Sequential(nn.SiLU(), nn.Linear(CONTEXT_WIDTH, n_out))
         self.attend = ChannelAttention(n_out)
 
-    def update(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map ``(cells, n_in, positions)`` under ``context (cells, context)`` to ``(cells, n_out, positions)``."""
+    def forward(self, x: Tensor, context: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map ``(cells, channels, positions)`` under ``context (cells, context)`` to ``(cells, n_out, ...)``.
+
+        With ``skip (cells, channels, 2 * positions)``, on the way up, the result has its positions, otherwise half.
+        """
+        if skip is None:
+            x = max_pool1d(x, 2)
+        else:
+            doubled = interpolate(x, scale_factor=2, mode="linear", align_corners=True)
+            x = torch.cat([skip, doubled], dim=1)
         return self.attend(self.convolve(x) + self.embed_context(context)[:, :, None])
-
-
-class DownLevel(Level):
-    """Halve the positions by max pooling.
-
-    Parameters
-    ----------
-    n_in, n_out
-        Channels of input and output.
-    """
-
-    def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__(n_in, n_out)
-        self.pool = nn.MaxPool1d(2)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map ``(cells, n_in, positions)`` to ``(cells, n_out, positions / 2)``."""
-        return self.update(self.pool(x), context)
-
-
-class UpLevel(Level):
-    """Double the positions by interpolation, and concatenate the level of the same length from the way down.
-
-    Parameters
-    ----------
-    n_in
-        Channels of both together.
-    n_out
-        Channels of the output.
-    """
-
-    def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__(n_in, n_out, n_in // 2)
-
-    def forward(self, x: Tensor, skip: Tensor, context: Tensor) -> Tensor:
-        """Map ``(cells, channels, positions)`` and ``(cells, channels, 2 * positions)`` to the latter's positions."""
-        x = interpolate(x, scale_factor=2, mode="linear", align_corners=True)
-        return self.update(torch.cat([skip, x], dim=1), context)

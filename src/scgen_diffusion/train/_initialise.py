@@ -256,7 +256,7 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.
 @torch.no_grad()
 def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> None:
     """Initialise the scale, and the axes along which all genes are read, from the cells ``indices``."""
-    module.start_from(module.summarise(_expression(module, cells, indices)))
+    module.start_from(_expression(module, cells, indices))
     a = module.architecture
     has_axes = a.backbone == "mlp" and a.path == "masking" and a.n_axes is not None
     if not has_axes and not (a.n_global_tokens and a.backbone in ("dit", "white_box")):
@@ -272,7 +272,7 @@ def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.
 @torch.no_grad()
 def widen_limits(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray, *, cut: bool) -> None:
     """Let the limits of values include those of the cells ``indices``; with ``cut``, also that of zeros."""
-    module.widen_limits(module.summarise(_expression(module, cells, indices)), cut=cut)
+    module.widen_limits(_expression(module, cells, indices), cut=cut)
 
 
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
