@@ -80,9 +80,6 @@ def value_of(table, statistic, layer=0, head="all"):
     return rows["value"].iloc[0]
 
 
-# --- statistics with known answers ------------------------------------------------------------------------------------
-
-
 def test_a_head_sees_what_lies_in_its_subspace_and_nothing_else(emptied):
     model, network, set_token = emptied
     set_token([1.0, 2.0, 0, 0, 0, 0, 0, 0])
@@ -129,9 +126,6 @@ def test_before_and_after_differ_by_what_the_attention_did(emptied):
     assert value_of(opened, "coding_rate_before") == pytest.approx(value_of(closed, "coding_rate_before"), rel=1e-9)
     assert value_of(opened, "coding_rate_after") != pytest.approx(value_of(closed, "coding_rate_before"), rel=1e-3)
     assert value_of(opened, "attention_step") > 0
-
-
-# --- the tables -------------------------------------------------------------------------------------------------------
 
 
 def test_there_is_a_row_for_every_time_group_layer_statistic_and_head(opened):
@@ -223,9 +217,6 @@ def test_masking_counts_time_from_masked_to_data(make_opened):
         interpret.head_loadings(model, time=250)
     with pytest.raises(ValueError, match="whole numbers"):
         interpret.head_loadings(model, model.generate(5, seed=0), seed=0)
-
-
-# --- genes ------------------------------------------------------------------------------------------------------------
 
 
 def test_loadings_follow_the_scale_of_a_gene(make_opened):
@@ -334,9 +325,6 @@ def test_global_tokens_read_all_genes(make_opened):
     assert (of_patches.loc["gene_5", ["L1H0", "L1H1"]] > 0).all()  # by attention of the first layer
 
 
-# --- control, AnnData, files ------------------------------------------------------------------------------------------
-
-
 def test_shuffled_weights_are_the_same_numbers_elsewhere_and_leave_the_model_alone(opened):
     before = interpret.head_loadings(opened, seed=0)
 
@@ -367,9 +355,6 @@ def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_
     ]
 
     pd.testing.assert_frame_equal(*of_cell)
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted({*interpret.__all__} - {"head_specificity", "top_genes"}))

@@ -66,9 +66,6 @@ def test_the_training_cells_themselves_show_no_signs(plant, trained_gene_space):
     np.testing.assert_array_equal(cells.X.toarray(), profiles[:96])
 
 
-NOT_FINITE = [float("nan"), float("inf")]
-
-
 def spoil(parameters, value):
     for parameter in parameters:
         parameter.data.fill_(value)

@@ -371,7 +371,6 @@ def test_log_values_in_are_log_values_out(make_trained, make_cells, tmp_path):
 
 
 KEYS = ["cell_type", "dose", "treated"]
-REQUEST = {"n_cells": 12, "condition": {"cell_type": "NK", "dose": 10, "treated": True}, "seed": 0}
 
 
 def same_values(one, other):

@@ -271,11 +271,8 @@ def test_a_saved_model_tells_how_its_perturbation_flow_was_trained(make_cells, m
     recorded = saved.recipes_["perturbation_flow"]
     assert recorded["control_values"] == {"dose": 1, "drug": "B+A"}
     assert recorded["match_keys"] == ["donor"]
-    assert "control: 'B+A'" in str(saved)
-    assert "model.predict_perturbation(control_cells, {'dose': ..., 'drug': ...})" in str(saved)
     model.train_autoencoder(1, **QUICK)
     assert model.trained_stages_ == ["autoencoder"]  # the perturbation flow is discarded
-    assert "control" not in str(model)
 
 
 @pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little

@@ -45,9 +45,6 @@ def build_inputs(name, n_genes=N_GENES, *, keys=KEYS):
     return x_t, t, torch.stack(columns, dim=1) if keys else torch.empty(N_CELLS, 0, dtype=torch.long)
 
 
-# --- all networks -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "unet"])
 def test_the_untrained_network_predicts_zero(name):
     assert not build(name, started=False)(*build_inputs(name)).any()
@@ -126,9 +123,6 @@ def test_cells_do_not_depend_on_parts_and_no_activation_is_larger_than_allowed(n
     assert max(sizes) <= limit
 
 
-# --- transformers -----------------------------------------------------------------------------------------------------
-
-
 def test_patches_are_padded_with_zeros_and_predict_their_own_genes():
     network, (x_t, t, condition) = build("patches"), build_inputs("patches")
     padded = torch.cat([x_t, torch.zeros(5, 1)], dim=1).reshape(5, 3, 4)
@@ -149,9 +143,6 @@ def test_weights_start_as_published(name):
     assert 0.018 < network.embed_time.network[2].weight.std() < 0.022
 
 
-# --- what white-box heads read ----------------------------------------------------------------------------------------
-
-
 def test_heads_read_their_coordinates_of_the_modulated_tokens():
     network, inputs = build("white box"), build_inputs("white box")
     traces, coordinates = network.trace(*inputs), network.head_coordinates(*inputs)
@@ -164,9 +155,6 @@ def test_heads_read_their_coordinates_of_the_modulated_tokens():
 def test_other_blocks_have_no_subspaces():
     with pytest.raises(ValueError, match="block='white_box'"):
         build("patches").head_coordinates(*build_inputs("patches"))
-
-
-# --- global tokens, and axes of the residual network ------------------------------------------------------------------
 
 
 def test_global_tokens_read_and_write_all_genes():
@@ -201,9 +189,6 @@ def test_the_residual_network_sees_genes_along_its_axes_only():
     x, before = torch.randn(N_CELLS, N_GENES), network(torch.zeros(N_CELLS, N_GENES), t, condition)
     torch.testing.assert_close(network(x - x @ axes.T @ axes, t, condition), before, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(network(x @ axes.T @ axes, t, condition), before, atol=1e-3)
-
-
-# --- the U-Net --------------------------------------------------------------------------------------------------------
 
 
 def test_channels_are_the_published_ones():

@@ -67,9 +67,6 @@ def close(found, expected, tolerance=1e-10):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-# --- the expressed genes ----------------------------------------------------------------------------------------------
-
-
 @given(n_cells=st.integers(1, 5), n_genes=st.integers(1, 8), extra=st.integers(0, 3), seed=st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
 def test_gene_sets_hold_exactly_the_expressed_genes(n_cells, n_genes, extra, seed):
@@ -88,9 +85,6 @@ def test_gene_sets_hold_exactly_the_expressed_genes(n_cells, n_genes, extra, see
 def test_a_padded_length_that_is_too_short_is_refused():
     with pytest.raises(ValueError, match="padded length"):
         encode(build_encoder("attention", padded_length=7), draw_values())
-
-
-# --- pooling by attention ---------------------------------------------------------------------------------------------
 
 
 @wherever_the_value_enters
@@ -129,8 +123,6 @@ def test_pooling_the_panel_is_pooling_the_expressed_genes(value_after_norm):
     tolerance = 1e-10 if value_after_norm else 1e-6  # what the norm's epsilon leaves of the values
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
-
-# --- encoder ----------------------------------------------------------------------------------------------------------
 
 per_encoder = pytest.mark.parametrize("kind", ["attention", "factors", "both"])
 
@@ -173,9 +165,6 @@ def test_factors_see_profiles_from_their_mean():
     expected = pooling(profile)
     pooling.profile_mean += 1
     close(pooling(profile + 1), expected)
-
-
-# --- decoders ---------------------------------------------------------------------------------------------------------
 
 
 def test_gene_queries_follow_the_order_of_genes_cell_by_cell():

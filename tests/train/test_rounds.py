@@ -49,10 +49,6 @@ def train_on(model, **options):
     model.train_autoencoder(plan_kwargs={"n_epochs": PER_ROUND, **quick.pop("recipe", {})}, **quick)
 
 
-def encoder_of(model):
-    return [value.clone() for value in model.module.encoder.state_dict().values()]
-
-
 def losses(model):
     return model.history["autoencoder_loss_validation"].iloc[:, 0]
 
