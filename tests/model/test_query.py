@@ -426,23 +426,6 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
         assert some.generate(4, {"drug": "C"}, seed=0).n_obs == 4
 
 
-def test_classes_with_known_embeddings_take_new_rows(make_trained, make_cells, quick, tmp_path):
-    cells, new = make_cells(), query_cells(make_cells)
-    types = list(cells.obs["cell_type"].cat.categories)
-    table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 2)), index=types)
-    reference = make_trained(cells, setup={"condition_embeddings": {"cell_type": table}})
-    rows = pd.DataFrame([[1.0, 2.0]], index=[NEW_TYPE])
-    options = {"trainable": "network", "condition_embeddings": {"cell_type": rows}}
-
-    model = tuned(new, reference, quick, max_epochs=0, **options)
-
-    assert same(old_cells(model), old_cells(reference))
-    assert model.module.condition_effects.later is None  # their embeddings give their effects
-    model.train(1, **quick)
-    model.save(tmp_path / "m")
-    assert SCLDM.load(tmp_path / "m", adata=new).generate(2, {"cell_type": NEW_TYPE}, seed=0).n_obs == 2
-
-
 def test_mistakes_are_named(scldm, make_cells, make_model, trained_gene_space, tmp_path):
     cells = query_cells(make_cells)
     without, renamed = cells.copy(), cells.copy()
