@@ -9,7 +9,7 @@ from benchmarks.tables import ROOT
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, PATHS, Masking, samplers_for
 from scgen_diffusion.model import SCLDM, SCRDIT
-from scgen_diffusion.model._gene_space import default_sampler
+from scgen_diffusion.model._scrdit import default_sampler
 from scgen_diffusion.module import build_architecture, build_gene_space_architecture
 
 

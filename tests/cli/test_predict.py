@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.cli._files import select_rows
+from scgen_diffusion.cli._tables import select_rows
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}

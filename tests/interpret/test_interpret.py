@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scgen_diffusion import interpret
-from scgen_diffusion.interpret._cells import noised_cells
+from scgen_diffusion.interpret._noised_cells import noised_cells
 from scgen_diffusion.model import WBDIT
 
 SIZES = {"patch_size": 3, "width": 8, "n_layers": 2, "n_heads": 2, "n_global_tokens": 0, "path": "vp_linear"}

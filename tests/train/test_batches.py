@@ -21,10 +21,10 @@ from scgen_diffusion.train import (
     LatentData,
     PerturbationFlowRecipe,
 )
-from scgen_diffusion.train import _cells as cells_module
-from scgen_diffusion.train._cells import BYTES_PER_COUNT, ResidentCells
+from scgen_diffusion.train import _stage_data as cells_module
 from scgen_diffusion.train._initialise import standardise_latents
 from scgen_diffusion.train._perturbation_stage import GroupBatches
+from scgen_diffusion.train._stage_data import BYTES_PER_COUNT, ResidentCells
 
 
 def epoch(batches, number):

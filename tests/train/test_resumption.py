@@ -18,7 +18,7 @@ import torch
 from builders import At, seeded
 
 from scgen_diffusion.model import SCRDIT, WBDIT
-from scgen_diffusion.train import _cells as cells_module
+from scgen_diffusion.train import _stage_data as cells_module
 
 STAGES = ["autoencoder", "prior", "perturbation_flow"]
 N_EPOCHS = dict.fromkeys(STAGES, 2)  # of 3 steps

@@ -9,8 +9,8 @@ import click
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import write_atomically
 
-from ._files import check_place, read_cells, read_table
 from ._options import FILE, NEW, Keyed, command, existing_file, flag, option, pick
+from ._tables import check_place, read_cells, read_table
 from ._terminal import NOT_GOOD_ENOUGH, Stop
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import click
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import remove, write_atomically
 
-from ._files import MUDATA, TABLES, check_place, of_model, read_cells, read_table, select_rows
 from ._options import FILE, NEW, Keyed, command, existing_file, flag, option, pick, setting, value
+from ._tables import MUDATA, TABLES, check_place, of_model, read_cells, read_table, select_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

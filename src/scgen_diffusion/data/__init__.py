@@ -59,8 +59,8 @@ from ._conditions import (
     check_order_of_totals,
 )
 from ._fold_changes import plant_fold_changes
+from ._gene_names import check_same_genes, pad_genes
 from ._generated import OF_CONTROL, PROVENANCE_KEY, SYNTHETIC, build_anndata, build_mudata, drop_unused_categories
-from ._genes import check_same_genes, pad_genes
 from ._labels import JOIN, NO_LABEL, as_label, as_labels, join_labels, widen
 from ._matrices import Rows, check_storage, check_structure, stack_rows, to_csr
 from ._mudata import (
@@ -76,9 +76,9 @@ from ._mudata import (
     mudata_of,
     resolve_modalities,
 )
+from ._parts import check_writable, explain_unwritable, join_parts, part_of, read_record
 from ._plain import check_is_stored, digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
-from ._streaming import check_writable, explain_unwritable, join_parts, part_of, read_record
 
 __all__ = [
     "ArrayKey",

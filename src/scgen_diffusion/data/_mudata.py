@@ -26,7 +26,7 @@ from ._checks import (
     check_values,
     list_some,
 )
-from ._genes import check_same_genes
+from ._gene_names import check_same_genes
 from ._matrices import exceeds_one
 
 if TYPE_CHECKING:

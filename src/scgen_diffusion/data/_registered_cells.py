@@ -23,7 +23,7 @@ from ._condition_setup import (
     registered_genes,
     registered_keys,
 )
-from ._genes import check_same_genes
+from ._gene_names import check_same_genes
 from ._matrices import Rows, dense, in_file, row_sums
 from ._mudata import JOINED
 from ._windows import WindowLoader, batch_of, choose_block_size

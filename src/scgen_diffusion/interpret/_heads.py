@@ -14,7 +14,17 @@ from scgen_diffusion._arguments import check_count
 from scgen_diffusion.data import resolve_seed
 from scgen_diffusion.diffusion import Masking
 
-from ._cells import ALL, Averages, CellBatch, Moment, cells_of, group_cells, noised_cells, opened_network, resolve_time
+from ._noised_cells import (
+    ALL,
+    Averages,
+    CellBatch,
+    Moment,
+    cells_of,
+    group_cells,
+    noised_cells,
+    opened_network,
+    resolve_time,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

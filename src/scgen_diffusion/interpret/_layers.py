@@ -9,7 +9,8 @@ import torch
 
 from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
 
-from ._cells import (
+from ._heads import head_name
+from ._noised_cells import (
     ALL,
     DEFAULT_TIMES,
     Averages,
@@ -20,7 +21,6 @@ from ._cells import (
     resolve_time,
     resolve_times,
 )
-from ._heads import head_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.model import WBDIT
     from scgen_diffusion.nn import GeneDiT, HalfTrace, SparseCoding
 
-    from ._cells import Moment
+    from ._noised_cells import Moment
 
 
 class Label(NamedTuple):

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from scgen_diffusion._arguments import known_names
 
-from ._gene_space import SCRDIT, WBDIT
 from ._model_file import read_model_file
 from ._multiscldm import MULTISCLDM
 from ._scldm import SCLDM
+from ._scrdit import SCRDIT, WBDIT
 
 if TYPE_CHECKING:
     import os

@@ -33,7 +33,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.module import ModalityPanel, MultimodalModule
 
-from ._autoencoder import check_scale, gene_columns
+from ._encoding import check_scale, gene_columns
 from ._registration import check_is_no_view, check_setup_arguments, plain_columns
 from ._scldm import SCLDM
 

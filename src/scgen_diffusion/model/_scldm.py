@@ -34,7 +34,7 @@ from scgen_diffusion.train import (
     start_autoencoder,
 )
 
-from ._autoencoder import AutoencoderModel
+from ._encoding import AutoencoderModel
 from ._reference import load_reference
 from ._training import suggests_training_arguments
 from ._training_pairs import TrainingPairs

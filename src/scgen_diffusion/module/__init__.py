@@ -8,11 +8,11 @@ from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
 from ._gene_space import GeneSpaceModule, library_features, to_counts
+from ._latent_diffusion import FEW_CELLS, SCLDMModule
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._likelihoods import ModalityPanel, NegativeBinomialLikelihood, OutlierCounts
 from ._molecules import MoleculeModule, gene_space_module
 from ._multimodal import MultimodalModule
-from ._scldm import FEW_CELLS, SCLDMModule
 
 __all__ = [
     "GeneSpaceArchitecture",

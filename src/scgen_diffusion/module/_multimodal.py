@@ -20,9 +20,9 @@ from ._autoencoder import (
     initialise_decoder,
     share_gene_embedding,
 )
+from ._latent_diffusion import SCLDMModule, log_share
 from ._library_size import MultimodalLibrarySize
 from ._likelihoods import BernoulliLikelihood, ModalityPanel, MultimodalLikelihood, has_counts
-from ._scldm import SCLDMModule, log_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -11,7 +11,7 @@ from ._blocks import (
     TimeEmbedding,
 )
 from ._condition_effects import ConditionEffects
-from ._conditions import (
+from ._condition_embedding import (
     Classes,
     ConditionEmbedding,
     ConditionEncoding,

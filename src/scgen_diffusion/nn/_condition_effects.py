@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from ._conditions import ConditionEmbedding, encodings_of, keys_of_columns, null_condition
+from ._condition_embedding import ConditionEmbedding, encodings_of, keys_of_columns, null_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from ._conditions import ConditionSpec
+    from ._condition_embedding import ConditionSpec
 
 EMBEDDING_SCALE = 5.0  # embeddings start small; loadings that make up for it would turn each step into a jump
 RIDGE = 0.3  # cells

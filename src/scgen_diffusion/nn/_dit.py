@@ -8,7 +8,7 @@ from torch import nn
 
 from ._attention import SelfAttention
 from ._blocks import ModulatedBlock, SwiGLU, TimeEmbedding, modulate, position_embedding, zero_modulation
-from ._conditions import ConditionEmbedding, ConditionSpec
+from ._condition_embedding import ConditionEmbedding, ConditionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from torch.nn.functional import pad, silu
 
 from ._attention import SelfAttention
 from ._blocks import MLP, TimeEmbedding, gated_step, patch_position_embedding, zero_modulation
-from ._conditions import ConditionEmbedding
+from ._condition_embedding import ConditionEmbedding
 from ._dit import DiT
 from ._white_box import SparseCoding, SubspaceAttention
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._blocks import BlockTrace
-    from ._conditions import ConditionSpec
+    from ._condition_embedding import ConditionSpec
 
 
 LARGEST_ACTIVATION = 2**26

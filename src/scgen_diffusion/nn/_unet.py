@@ -10,7 +10,7 @@ from torch.nn.functional import gelu, interpolate, max_pool1d, pad
 
 from ._attention import SelfAttention
 from ._blocks import sines_and_cosines
-from ._conditions import ConditionEmbedding, ConditionSpec
+from ._condition_embedding import ConditionEmbedding, ConditionSpec
 from ._gene_networks import parts_of
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ colours come from ``uns``.
 """
 
 from ._embeddings import umap
-from ._genes import gene_correlation, library_size, marker_dotplot, mean_variance, zero_fraction
+from ._gene_plots import gene_correlation, library_size, marker_dotplot, mean_variance, zero_fraction
 from ._perturbations import mean_change, perturbation_scores
 from ._scores import scores
-from ._training import training_history
-from ._white_box import coding_rate, head_loadings, layer_statistics
+from ._training_history import training_history
+from ._white_box_plots import coding_rate, head_loadings, layer_statistics
 
 __all__ = [
     "coding_rate",

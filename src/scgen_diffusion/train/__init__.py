@@ -1,6 +1,5 @@
 """Training: recipes, one Lightning module per stage, and the runner of a stage."""
 
-from ._cells import CellData, EpochBatches, StageData, TrainingCells
 from ._initialise import (
     add_absent_effects,
     correct_effects,
@@ -36,6 +35,7 @@ from ._recipes import (
     learning_rate_factor,
 )
 from ._runner import Interruption, RunOptions, is_interrupted, quiet, run_stage, show
+from ._stage_data import CellData, EpochBatches, StageData, TrainingCells
 
 __all__ = [
     "AutoencoderPlan",

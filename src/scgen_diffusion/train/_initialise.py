@@ -14,8 +14,8 @@ from scgen_diffusion.data import evenly
 from scgen_diffusion.module import FEW_CELLS, expected_log_shares, library_features
 from scgen_diffusion.nn import classes_are_given, encodings_of, log_profile, total_counts
 
-from ._cells import ROWS_AT_A_TIME
 from ._latents import ENCODED_AT_A_TIME
+from ._stage_data import ROWS_AT_A_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
     from scgen_diffusion.nn import ConditionEffects
 
-    from ._cells import TrainingCells
     from ._latents import LatentCache
     from ._perturbation_stage import Bar
+    from ._stage_data import TrainingCells
 
 N_TOTALS = 100_000  # drawn to describe the distribution of totals
 LATENTS_AT_A_TIME = 1 << 14

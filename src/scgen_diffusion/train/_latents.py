@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from scgen_diffusion._files import explain_failed_write
 
-from ._cells import StageData, copy_to_device, memory_for_cells
+from ._stage_data import StageData, copy_to_device, memory_for_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from scgen_diffusion.module import SCLDMModule
 
-    from ._cells import EpochBatches, TrainingCells
+    from ._stage_data import EpochBatches, TrainingCells
 
 ENCODED_AT_A_TIME = 512
 BATCHES_TOGETHER = 8  # of validation latents, on a GPU

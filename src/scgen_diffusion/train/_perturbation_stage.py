@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import Posterior, SCLDMModule
     from scgen_diffusion.perturbation import PerturbationGroup
 
-    from ._cells import TrainingCells
     from ._latents import LatentCache
     from ._recipes import PerturbationFlowRecipe
+    from ._stage_data import TrainingCells
 
 Bar: TypeAlias = "Callable[..., Iterable[Any]]"
 """Shows the progress of a loop, as :class:`tqdm.tqdm` does: its steps, what they do, and how many they are."""

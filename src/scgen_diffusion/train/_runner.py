@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from lightning.pytorch.strategies import Strategy
 
-    from ._cells import StageData
     from ._plans import StagePlan
     from ._recipes import Recipe
+    from ._stage_data import StageData
 
 logger = logging.getLogger(__name__)
 PACKAGE = __name__.partition(".")[0]
