@@ -17,7 +17,7 @@ import pytest
 import scgen_diffusion as sgd
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.cli import cli
-from scgen_diffusion.cli._options import Keyed, command, flag, option, setting, value
+from scgen_diffusion.cli._options import command, flag, setting, value
 from scgen_diffusion.cli._terminal import Terminal
 from scgen_diffusion.data import check_same_genes
 
@@ -104,28 +104,6 @@ def test_values_are_read_as_toml_or_else_as_text(written, read):
     assert value(written) == read
     assert type(value(written)) is type(read)
     assert setting(written) == (None if read == "none" else read)
-
-
-def collected(form, *texts, **options):
-    kind = Keyed(form, value, **options)
-    return kind.collect(None, option("--x", "", kind), [kind.convert(text, None, None) for text in texts])
-
-
-def test_repeated_values_make_one_value_or_a_mapping():
-    assert collected("KEY=VALUE") is None
-    assert collected("KEY=VALUE", "formula=a=b") == {"formula": "a=b"}
-    assert collected("[KEY=]VALUE", "2") == 2
-    assert collected("KEY[=VALUE]", "a", "b=1") == {"a": None, "b": 1}
-    assert collected("KEY=VALUE", "a=1", "a=2", "b=3", repeats=True) == {"a": [1, 2], "b": 3}
-
-
-@pytest.mark.parametrize(
-    ("form", "texts"),
-    [("KEY=VALUE", ["2"]), ("KEY=VALUE", ["=3"]), ("[KEY=]VALUE", ["a=1", "2"]), ("KEY=VALUE", ["a=1", "a=2"])],
-)
-def test_values_of_another_form_are_refused(form, texts):
-    with pytest.raises(click.BadParameter, match=re.escape(form)):
-        collected(form, *texts)
 
 
 # --- errors, warnings and signals -------------------------------------------------------------------------------------

@@ -127,12 +127,6 @@ def test_identities_of_models_do_not_depend_on_the_option():
     assert repr(CategoricalKey("c", ["x"], unlabeled_category="?")) == repr(CategoricalKey("c", ["x"]))
 
 
-def test_a_control_class_without_cells_is_refused():
-    column = pd.Series(pd.Categorical(["x", "y"], categories=["x", "y", "empty"]))
-    with pytest.raises(ValueError, match="empty"):
-        CategoricalKey.of("c", column, "empty", None)
-
-
 @pytest.mark.parametrize("key", [SETS, CLASSES], ids=lambda key: key.name)
 @pytest.mark.parametrize("value", [["A", ["A", "B"]], [["A"], ["A", "B"]]])
 def test_lists_of_lists_are_no_values(key, value):

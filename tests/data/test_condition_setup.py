@@ -131,6 +131,7 @@ def refuse(error, words, adata, **arguments):
         ({"sets": ["gene"], "controls": {"gene": "none"}}, ValueError, "none"),
         ({"sets": {"gene": "r"}, "controls": {"gene": "ctrl"}}, ValueError, "r"),
         ({"categorical": ["type"], "controls": {"type": "z"}}, ValueError, "z"),
+        ({"categorical": ["type"], "controls": {"type": "empty"}}, ValueError, "empty"),  # no cell has it
         ({"categorical": ["type"], "controls": {"gene": "ctrl"}}, ValueError, "gene"),
         *(
             ({"continuous": ["dose"], "controls": {"dose": control}}, ValueError, "dose")

@@ -44,11 +44,7 @@ ROWS = pd.DataFrame({"treated": [True, False], "cell_type": ["T", "B"]}, index=[
             ({"cell_type": ["B", "T"]}, len(shares), [[code, OPEN, OPEN] for code in shares])
             for shares in ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1], [0, 1])  # shared evenly among consecutive cells
         ),
-        (
-            pd.DataFrame({"treated": [True, False], "cell_type": ["T", "B"]}, index=["x", "y"]),
-            2,
-            [[1, OPEN, 1], [0, OPEN, 0]],
-        ),
+        (ROWS, 2, [[1, OPEN, 1], [0, OPEN, 0]]),
         *(
             ({"cell_type": make(["T", "B"])}, None, [[1, OPEN, OPEN], [0, OPEN, OPEN]])
             for make in (list, tuple, np.array, pd.Series, pd.Categorical, pd.Index)
@@ -134,15 +130,6 @@ def test_the_obs_columns_are_categorical_with_all_training_classes_in_order(cond
 
     assert {key: obs[key].cat.categories.tolist() for key in obs} == CATEGORIES
     assert obs.iloc[0].tolist() == ["T", 1, True]
-
-
-def test_combinations_are_counted_from_codes():
-    keys = categorical_keys({"a": ["x", "y"], "b": [0, 1]})
-    conditions = Conditions.from_codes(keys, np.array([[0, 1], [1, 1], [0, 1]]))
-
-    assert conditions.combinations.tolist() == [[0, 1], [1, 1]]
-    assert conditions.n_cells.tolist() == [2, 1]
-    assert conditions.describe(np.array([0, 1])) == "a='x', b=1"
 
 
 classes = st.one_of(

@@ -180,20 +180,6 @@ def test_a_group_that_was_dropped_is_visible():
     assert json.loads(json.dumps(found.attrs))["n_labelled"]["b"] == [80, 120]  # as parquet keeps them
 
 
-def test_means_over_labels_do_not_pass_over_a_label_that_was_dropped():
-    sets = {name: cells(240, seed=seed, labels="abc") for seed, name in enumerate(["real", "synthetic", "train"], 1)}
-    names = ["marker_overlap", "marker_slope", "mmd_per_label"]
-    complete = table(**sets, groupby="type", metrics=names)
-    sets["synthetic"] = cells(240, seed=2, labels="ab")
-    dropped = table(**sets, groupby="type", metrics=names)
-
-    assert complete[BOUNDS_COLUMNS].notna().all(axis=None)
-    assert figure(complete, "marker_overlap") > 0.9
-    assert figure(dropped, "marker_overlap") < 0.7  # two of three labels
-    assert figure(dropped, "marker_overlap", group="c") == 0
-    assert np.isnan([figure(dropped, metric) for metric in ("marker_slope", "mmd_per_label")]).all()
-
-
 @pytest.mark.parametrize(("metric", "labels"), [("mmd_per_label", "abcdef"), ("marker_overlap", "abcdefghijkl")])
 def test_half_samples_keep_labels_that_have_just_enough_cells(metric, labels):
     # 30 cells a label, of which an MMD needs 20, and 15, of which markers need 10
@@ -216,14 +202,6 @@ def test_groups_with_few_real_cells_have_no_rows():
     found = table(cells(100, seed=1, labels="abcd"), train=cells(400, seed=3, labels="abcd"), groupby="type")
     assert set(found["group"]) == {"all"}
     assert found.attrs["n_cells"] == {"all": 100, "a": 0, "b": 0, "c": 0, "d": 0}
-
-
-def test_rare_labels_keep_their_cells_where_few_cells_are_drawn():
-    real, synthetic, train = (cells(n, seed=n, labels="aaaaaaaab") for n in (400, 401, 802))
-
-    found = table(real, synthetic, train=train, groupby="type", max_cells=50, metrics=["gene_mean_error"])
-
-    assert found.attrs["n_cells"]["b"] > 30  # five or six of the cells drawn from all
 
 
 @pytest.mark.parametrize("n_synthetic", [800, 400])
@@ -265,6 +243,7 @@ def test_labels_of_which_few_cells_are_drawn_are_compared_by_cells_of_their_own(
 
     missing = judge(synthetic[synthetic.obs["type"] != "a"].copy())
     assert figure(missing, "marker_overlap", group="a") == 0
+    assert figure(missing, "marker_overlap") < 0.91  # nine of ten labels
     assert np.isnan([figure(missing, metric) for metric in ("marker_slope", "mmd_per_label")]).all()
 
 
@@ -276,15 +255,6 @@ def test_several_columns_are_joined_and_values_with_the_joining_sign_stay_apart(
     found = table(*sets[:2], train=sets[2], groupby=["one", "two"], metrics=["w2", "group_share_difference"])
     assert set(found["group"]) == {"all", r"x\|y|z", r"x|y\|z"}
     assert set(table(*sets[:2], train=sets[2], groupby="one", metrics=["w2"])["group"]) == {"all", "x|y", "x"}
-
-
-def test_cells_with_each_others_labels_are_visible_within_labels_alone():
-    synthetic = cells(120, seed=2)
-    synthetic.obs["type"] = synthetic.obs["type"].map({"a": "b", "b": "a"})
-    found = table(synthetic=synthetic, groupby="type", metrics=["mmd2", "mmd_per_label"])
-    assert figure(found, "mmd2") < 0.02
-    assert figure(found, "mmd_per_label") > 0.2
-    assert abs(figure(found, "mmd_per_label", "real")) < 0.02
 
 
 @pytest.mark.parametrize("train", [None, "own"])

@@ -2,7 +2,6 @@
 
 import warnings
 
-import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,13 +47,6 @@ def cells_with_moments(mean, variance, n_cells=4):
 def power_law(n_genes=101):
     means = np.geomspace(0.1, 10, n_genes)
     return means, 0.01 * means**1.5
-
-
-def test_cells_on_disk_are_read(tmp_path):
-    cells = cells_of(some_counts())
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    on_disk = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    assert (expression_of(on_disk).values != expression_of(cells).values).nnz == 0
 
 
 def test_statistics_of_a_hand_made_matrix():

@@ -1,5 +1,6 @@
 """Several modalities: what is in the table, and that modalities which do not belong together are seen."""
 
+import anndata as ad
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -9,22 +10,37 @@ from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evalu
 
 QUICK = {"n_repeats": 1, "n_bootstrap": 0}
 COLUMNS = ["modality", "metric", "group", "value", "real", "shuffled", "low", "high", "better"]
+N_GENES, N_PROTEINS = 30, 5
 
 
-@pytest.fixture(scope="module")
-def cells(make_paired_cells):
-    """Build cells."""
-    return make_paired_cells
+def cells(seed, n_cells=300, *, linked=True):
+    """Build cells whose protein P0, P1, .. follows the transcript of the same number, in the same cell or another."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n_cells)
+    programme = 0.5 * rng.normal(size=(n_cells, N_PROTEINS))
+    of_genes = np.exp(np.pad(programme, ((0, 0), (0, N_GENES - N_PROTEINS)))) * 20
+    order = np.arange(n_cells) if linked else np.concatenate([np.flatnonzero(labels == k) for k in (0, 1)])
+    of_proteins = np.exp(programme) * 50
+    if not linked:
+        of_proteins[order] = of_proteins[np.concatenate([rng.permutation(np.flatnonzero(labels == k)) for k in (0, 1)])]
+    names = [f"{seed}_{i}" for i in range(n_cells)]
+    parts = {
+        "rna": (rng.poisson(of_genes), [f"P{g}" if g < 2 else f"g{g}" for g in range(N_GENES)]),
+        "prot": (rng.poisson(of_proteins), [f"p{g}" for g in range(N_PROTEINS)]),
+    }
+    mdata = md.MuData(
+        {
+            name: ad.AnnData(x.astype(np.float32), obs=pd.DataFrame(index=names), var=pd.DataFrame(index=var))
+            for name, (x, var) in parts.items()
+        }
+    )
+    mdata.obs["kind"] = pd.Categorical(np.array(["a", "b"])[labels])
+    return mdata
 
 
-@pytest.fixture(scope="module")
-def judge(cells):
+def judge(synthetic, **arguments):
     """Judge synthetic cells against real ones."""
-
-    def judge(synthetic, **arguments):
-        return evaluate(cells(0, 120), synthetic, **{"train": cells(2, 240), **QUICK, **arguments})
-
-    return judge
+    return evaluate(cells(0, 120), synthetic, **{"train": cells(2, 240), **QUICK, **arguments})
 
 
 def figure(table, modality, metric):
@@ -32,7 +48,7 @@ def figure(table, modality, metric):
 
 
 @pytest.fixture(scope="module")
-def table(judge, cells):
+def table():
     every = dict(CATALOGUE)
     for name in ("auc_boosting", "auc_genes"):  # boosting takes most of the time, and is chosen as the others are
         del CATALOGUE[name]
@@ -62,7 +78,7 @@ def test_there_is_a_table_of_each_modality_one_of_all_together_and_one_across(ta
     assert set(table.attrs["n_cells"]) == {"rna", "prot", "rna+prot"}
 
 
-def test_the_table_of_a_modality_is_that_of_evaluate_on_the_common_scale(judge, cells):
+def test_the_table_of_a_modality_is_that_of_evaluate_on_the_common_scale():
     real, synthetic, train = cells(0, 120), cells(1, 120), cells(2, 240)
     metrics = ["w2", "gene_mean_error", "library_size_ks"]
     found = judge(synthetic, metrics=metrics, scales={"rna": "log_normalised", "prot": "log_normalised"})
@@ -74,7 +90,7 @@ def test_the_table_of_a_modality_is_that_of_evaluate_on_the_common_scale(judge, 
     assert set(found.loc[found["modality"] == "rna+prot", "metric"]) == {"w2"}
 
 
-def test_modalities_that_do_not_belong_together_are_seen_together_only(table, judge, cells):
+def test_modalities_that_do_not_belong_together_are_seen_together_only(table):
     metrics = ["auc_neighbours", "cross_correlation_error"]
     wrong = judge(cells(1, 120, linked=False), groupby="kind", metrics=metrics)
     for modality in ("rna", "prot"):
@@ -84,7 +100,7 @@ def test_modalities_that_do_not_belong_together_are_seen_together_only(table, ju
         assert off["value"] > right["value"] + 0.03
 
 
-def test_zeros_of_open_chromatin_are_frequencies(cells):
+def test_zeros_of_open_chromatin_are_frequencies():
     rng = np.random.default_rng(0)
 
     def chromatin(seed, frequency):
@@ -98,7 +114,7 @@ def test_zeros_of_open_chromatin_are_frequencies(cells):
     assert figure(found, "prot", "gene_zero_error")["value"] == pytest.approx(0.3, abs=0.06)
 
 
-def test_labels_may_be_those_of_one_modality(cells):
+def test_labels_may_be_those_of_one_modality():
     sets = [cells(seed, 180) for seed in (0, 1)]
     for mdata in sets:
         mdata["rna"].obs["own"] = mdata.obs["kind"].to_numpy()
@@ -107,7 +123,7 @@ def test_labels_may_be_those_of_one_modality(cells):
     assert set(found.loc[found["modality"] == "prot", "group"]) == {"all", "a", "b"}
 
 
-def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells):
+def test_cells_without_a_modality_are_left_out_of_what_is_judged_together():
     real = cells(0, 120)
     real = md.MuData({"rna": real["rna"].copy(), "prot": real["prot"][:20].copy()})
     synthetic, train = cells(1, 120), cells(2, 240)
@@ -119,7 +135,7 @@ def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells)
     assert list(found["modality"].unique()) == ["rna", "prot"]
 
 
-def test_real_cells_without_a_count_in_a_modality_lack_it(cells):
+def test_real_cells_without_a_count_in_a_modality_lack_it():
     lacking, padded = [], []
     for whole in (cells(0, 240), cells(2, 400)):
         lacking.append(md.MuData({"rna": whole["rna"], "prot": whole["prot"][::2].copy()}))
@@ -134,7 +150,7 @@ def test_real_cells_without_a_count_in_a_modality_lack_it(cells):
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_files_that_stay_on_disk_give_the_same_figures(cells, tmp_path):
+def test_files_that_stay_on_disk_give_the_same_figures(tmp_path):
     sets, paths = (cells(0, 240), cells(1, 120)), (tmp_path / "real.h5mu", tmp_path / "synthetic.h5mu")
     for mdata, path in zip(sets, paths, strict=True):
         mdata.write(path)
@@ -143,7 +159,7 @@ def test_files_that_stay_on_disk_give_the_same_figures(cells, tmp_path):
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_generated_cells_without_a_count_in_a_modality_are_a_fault(judge, cells):
+def test_generated_cells_without_a_count_in_a_modality_are_a_fault():
     synthetic = cells(1, 120)
     synthetic["prot"].X[:60] = 0
     with pytest.raises(ValueError, match="Modality 'prot': `synthetic` has 60 of 120 cells without any count"):
@@ -159,7 +175,7 @@ def test_generated_cells_without_a_count_in_a_modality_are_a_fault(judge, cells)
         (49, 100, "not compared as a pair: only 49 cells of `real_test` have all of .*; 50 are needed"),
     ],
 )
-def test_with_few_paired_cells_the_rows_of_each_modality_remain(cells, n_paired, n_paired_of_train, message):
+def test_with_few_paired_cells_the_rows_of_each_modality_remain(n_paired, n_paired_of_train, message):
     def partly_paired(seed, n_paired):
         whole = cells(seed, 320 - n_paired)
         return md.MuData({"rna": whole["rna"][:160].copy(), "prot": whole["prot"][160 - n_paired :].copy()})
@@ -172,7 +188,7 @@ def test_with_few_paired_cells_the_rows_of_each_modality_remain(cells, n_paired,
     assert ("rna+prot" in set(found["modality"])) == (n_paired >= 50)
 
 
-def test_errors_say_what_is_wrong_with_the_arguments(judge, cells):
+def test_errors_say_what_is_wrong_with_the_arguments():
     with pytest.raises(TypeError, match="`synthetic` must be a MuData, but is AnnData"):
         judge(cells(1)["rna"])
     with pytest.raises(KeyError, match="`synthetic` has no modality 'prot'"):
@@ -189,13 +205,13 @@ def test_errors_say_what_is_wrong_with_the_arguments(judge, cells):
         judge(cells(1), groupby="type")
 
 
-def test_one_modality_has_no_metrics_of_pairs(cells):
+def test_one_modality_has_no_metrics_of_pairs():
     real, synthetic = (md.MuData({"rna": cells(seed, 160)["rna"]}) for seed in (0, 1))
     with pytest.raises(ValueError, match="'cross_correlation_error'"):
         evaluate(real, synthetic, metrics=["cross_correlation_error"])
 
 
-def test_three_modalities_are_compared_in_pairs(cells):
+def test_three_modalities_are_compared_in_pairs():
     def with_third(mdata):
         third = mdata["prot"].copy()
         third.var_names = [f"t{n}" for n in range(third.n_vars)]
@@ -206,7 +222,7 @@ def test_three_modalities_are_compared_in_pairs(cells):
     assert found["modality"].tolist() == ["rna+prot", "rna+third", "prot+third"]
 
 
-def test_a_modality_of_one_feature_is_judged_beside_the_others(cells):
+def test_a_modality_of_one_feature_is_judged_beside_the_others():
     names = [name for name, metric in CATALOGUE.items() if "all" in metric.scopes and not metric.slow]
     one = lambda own: md.MuData({"rna": own["rna"], "prot": own["prot"][:, :1].copy()})
     sets = [one(cells(seed, 240)) for seed in range(3)]
@@ -222,7 +238,7 @@ def test_a_modality_of_one_feature_is_judged_beside_the_others(cells):
     assert np.isfinite(values["prot"][["w2", "gene_mean_error", "library_size_ks"]]).all()
 
 
-def test_what_is_wrong_with_a_later_modality_is_said_before_the_first_is_judged(judge, cells, monkeypatch):
+def test_what_is_wrong_with_a_later_modality_is_said_before_the_first_is_judged(monkeypatch):
     monkeypatch.setattr(_evaluate, "compare_cells", lambda *args, **options: pytest.fail("judged before all checks"))
     scaled = cells(1, 120)
     scaled["prot"].X = scaled["prot"].X - 1_000
@@ -235,7 +251,7 @@ def test_what_is_wrong_with_a_later_modality_is_said_before_the_first_is_judged(
         evaluate(**logs, metrics=["library_size_ks"], **QUICK)
 
 
-def test_real_cells_must_have_the_layer_also_where_only_pairs_are_compared(judge, cells):
+def test_real_cells_must_have_the_layer_also_where_only_pairs_are_compared():
     arguments = {"metrics": "cross_correlation_error", "scales": {"rna": "log1p", "prot": "log1p"}}
     with pytest.raises(KeyError, match=r"`real_test\['rna'\]` has no layer 'typo'"):
         judge(cells(1, 120), layer="typo", **arguments)
@@ -246,7 +262,7 @@ def test_real_cells_must_have_the_layer_also_where_only_pairs_are_compared(judge
     pd.testing.assert_frame_equal(evaluate(*sets, layer="raw", **arguments, **QUICK), expected)
 
 
-def test_training_cells_may_have_their_features_in_another_order(judge, cells):
+def test_training_cells_may_have_their_features_in_another_order():
     train = cells(2, 240)
     turned = md.MuData({name: train[name][:, ::-1].copy() for name in train.mod})
     arguments = {"metrics": ["gene_mean_error", "w2"], "scales": {"rna": "tf_idf"}}
@@ -254,18 +270,12 @@ def test_training_cells_may_have_their_features_in_another_order(judge, cells):
     pd.testing.assert_frame_equal(same, other, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def pair_figures():
-    """Return the figures of a pair of modalities."""
-
-    def figures(real, synthetic, **options):
-        found = evaluate(real, synthetic, metrics="cross_correlation_error", **{"n_repeats": 5, **options})
-        return found.set_index("metric").loc["cross_correlation_error"]
-
-    return figures
+def pair_figures(real, synthetic, **options):
+    found = evaluate(real, synthetic, metrics="cross_correlation_error", **{"n_repeats": 5, **options})
+    return found.set_index("metric").loc["cross_correlation_error"]
 
 
-def test_linked_modalities_reach_the_real_value_and_unlinked_ones_the_shuffled_cells(cells, pair_figures):
+def test_linked_modalities_reach_the_real_value_and_unlinked_ones_the_shuffled_cells():
     right = pair_figures(cells(0), cells(1))
     wrong = pair_figures(cells(0), cells(1, linked=False))
     # correlations of 150 cells have a standard error of 0.08 each
@@ -274,7 +284,7 @@ def test_linked_modalities_reach_the_real_value_and_unlinked_ones_the_shuffled_c
     assert wrong["value"] > 1.2 * right["value"]
 
 
-def test_figures_of_a_pair_are_those_of_its_correlations(cells, pair_figures):
+def test_figures_of_a_pair_are_those_of_its_correlations():
     real, synthetic = cells(0), cells(1)
     found = pair_figures(real, synthetic, n_repeats=1, groupby="kind")
     rng = np.random.default_rng(0)
@@ -293,7 +303,7 @@ def test_figures_of_a_pair_are_those_of_its_correlations(cells, pair_figures):
     assert np.isnan(without_real["real"])
 
 
-def test_cells_are_paired_by_name_and_features_too(cells, pair_figures):
+def test_cells_are_paired_by_name_and_features_too():
     real, synthetic = cells(0), cells(1)
     turned = md.MuData({"rna": synthetic["rna"][:, ::-1].copy(), "prot": synthetic["prot"][::-1, ::-1].copy()})
     expected, found = (pair_figures(real, other)["value"] for other in (synthetic, turned))

@@ -11,7 +11,7 @@ from scgen_diffusion.metrics import (
     perturbation_discrimination,
 )
 from scgen_diffusion.metrics._perturbation import GeneMoments
-from scgen_diffusion.metrics._perturbation_contexts import Shift, parts_of
+from scgen_diffusion.metrics._perturbation_contexts import Shift
 
 COLUMNS = ["metric", "perturbation", "group", "value", "real", "no_change", "mean_shift", "additive", "better"]
 
@@ -344,13 +344,6 @@ def test_a_shift_has_the_noise_of_the_cells_that_it_comes_from():
         moved = shift.move(group, controls)
         np.testing.assert_allclose(moved.noise, noise)
         assert moved.control_share == control_share
-
-
-def test_parts_have_no_order_and_leave_the_control_out():
-    assert parts_of("B+A") == parts_of("A+B") == ("A", "B")
-    assert parts_of("B+ctrl", ignored={"ctrl"}) == ("B",)
-    assert parts_of(" A + B") == parts_of("A+B+A") == ("A", "B")
-    assert parts_of("DMSO+PBS", ignored={"DMSO+PBS"}) == ()
 
 
 def test_real_cells_are_better_than_no_change_in_the_direction_of_every_metric():

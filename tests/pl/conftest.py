@@ -1,7 +1,10 @@
-"""Close what the tests of figures have drawn."""
+"""Draw without a screen, and close what was drawn."""
 
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import pytest
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
 
 
 @pytest.fixture(autouse=True)

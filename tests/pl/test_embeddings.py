@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import anndata
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import anndata
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
@@ -150,9 +147,6 @@ def test_zeros_of_both_sets_are_drawn_against_each_other_and_against_the_mean():
         np.testing.assert_allclose(drawn, sorted_rows(table[["mean", "zero_fraction"]]))
     assert axes[0].get_xlim() == axes[0].get_ylim() == axes[1].get_ylim()
     assert axes[0].get_ylabel() == "share of zeros in synthetic cells"
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 # --- library sizes ----------------------------------------------------------------------------------------------------

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import anndata as ad
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-
-mpl.use("Agg")
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 

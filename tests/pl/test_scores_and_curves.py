@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 import scgen_diffusion as sgd
 from scgen_diffusion.pl._scores import badness
@@ -91,14 +88,6 @@ def tick_names(axis):
 )
 def test_badness_is_the_way_from_the_real_value_to_shuffled_cells(row, expected):
     np.testing.assert_allclose(badness(pd.DataFrame([row]))["bad"], [expected])
-
-
-def test_metrics_that_shuffling_does_not_harm_have_a_star():
-    rows = [make_row(0.2, metric="library_size_ks", real=0.1, shuffled=0.1, better="lower"), make_row(0.7)]
-
-    ax = sgd.pl.scores(pd.DataFrame(rows), show=False)
-
-    assert tick_names(ax.yaxis) == ["library_size_ks ↓*", "recall ↑"]
 
 
 def test_colours_are_badness_and_texts_are_values():

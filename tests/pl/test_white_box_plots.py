@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from itertools import product
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 import scgen_diffusion as sgd
 
@@ -73,14 +70,6 @@ def test_the_time_axis_says_where_the_data_are():
     ]
 
     assert labels == ["diffusion time (data → noise)", "diffusion time (noise → data)"]
-
-
-def test_tables_of_several_models_can_be_put_together():
-    tables = pd.concat([make_statistics().assign(group=name) for name in ("one", "other")])
-
-    axes = sgd.pl.layer_statistics(tables.query("time > 0"), "sparsity", show=False)
-
-    assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["one", "other"]
 
 
 def test_axes_can_be_given():
