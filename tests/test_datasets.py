@@ -21,6 +21,7 @@ from scgen_diffusion.datasets import _loaders as loaders
 from scgen_diffusion.datasets import _originals as originals
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ADDRESS = f"{originals.SERVER}some/where/{'0' * 40}/data/file.rda"
 ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
 
 CONVERTED = {
@@ -38,7 +39,7 @@ SHAPES = {
     "worm_embryo": (1805, 10000),
 }
 #: A file of each set that may be absent where those of the other sets are.
-OWN_FILES = {"osmfish_cortex": originals.OSMFISH, "worm_embryo": originals.WORM_COUNTS}
+OWN_FILES = {"osmfish_cortex": "osmFISH_SScortex_mouse_all_cells.loom", "worm_embryo": "worm_embryo_rowdata.rds"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def load():
     loaded = {}
 
     def load_once(name):
-        if not (ORIGINALS / OWN_FILES.get(name, originals.PBMC3K_MATRIX).name).exists():
+        if not (ORIGINALS / OWN_FILES.get(name, "pbmc_matrix.rda")).exists():
             pytest.skip(f"the original files are not in {ORIGINALS}; set {originals.DATA_DIR_VARIABLE}")
         if name not in loaded:
             loaded[name] = getattr(datasets, name)(data_dir=ORIGINALS)
@@ -199,13 +200,14 @@ def test_tables_of_worms_may_have_another_order_than_the_counts(monkeypatch):
 
 
 @pytest.fixture
-def original(tmp_path):
-    """Describe a made-up file with the content "right"."""
-    path = tmp_path / "hashed"
-    path.write_bytes(b"right")
-    sha256 = pooch.file_hash(str(path))
-    path.unlink()
-    return originals.Original(f"some/where/{'0' * 40}/data/file.rda", sha256)
+def original(tmp_path_factory, monkeypatch):
+    """Register a made-up file with the content "right"; return its name."""
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "file.rda").write_bytes(b"right")
+    sha256 = pooch.file_hash(str(folder / "file.rda"))
+    (folder / "registry.txt").write_text(f"file.rda sha256:{sha256} {ADDRESS}")
+    monkeypatch.setattr(originals, "REGISTRY", folder / "registry.txt")
+    return "file.rda"
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ class TestFetch:
     def test_a_cached_file_is_used_from_the_folder_that_is_given_or_else_the_environments(
         self, original, tmp_path, monkeypatch, offline
     ):
-        (tmp_path / original.name).write_bytes(b"right")
+        (tmp_path / original).write_bytes(b"right")
         monkeypatch.setenv(originals.DATA_DIR_VARIABLE, str(tmp_path / "elsewhere"))
         assert originals.fetch(original, tmp_path) == tmp_path / "file.rda"
         monkeypatch.setenv(originals.DATA_DIR_VARIABLE, str(tmp_path))
@@ -233,7 +235,7 @@ class TestFetch:
             originals.fetch(original, tmp_path)
 
     def test_an_altered_file_in_the_cache_is_not_used(self, original, tmp_path, offline):
-        path = tmp_path / original.name
+        path = tmp_path / original
         path.write_bytes(b"wrong")
         with pytest.raises(OSError, match="differs from the published file"):
             originals.fetch(original, tmp_path)
@@ -258,5 +260,6 @@ class TestFetch:
         monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: send)
         path = originals.fetch(original, tmp_path / "new")
         assert path.read_bytes() == b"right"
-        assert asked == [original.url]
-        assert original.url.endswith(f"/some/where/{'0' * 40}/data/file.rda")
+        assert asked == [ADDRESS]
+        where = {"repository": "github.com/some/where", "commit": "0" * 40, "path": "data/file.rda"}
+        assert originals.source(original, "A paper") == {**where, "publication": "A paper"}

@@ -89,12 +89,12 @@ def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     >>> scgd.datasets.pbmc3k().obs["cell_type"].nunique()  # doctest: +SKIP
     9
     """
-    published = originals.read_r(originals.fetch(originals.PBMC3K_MATRIX, data_dir))
-    meta = originals.read_r(originals.fetch(originals.PBMC3K_META, data_dir)).loc[published.obs_names]
+    published = originals.read_r(originals.fetch("pbmc_matrix.rda", data_dir))
+    meta = originals.read_r(originals.fetch("pbmc_meta.rda", data_dir)).loc[published.obs_names]
     counts = scale_to_counts(normalised_values(published.X), meta["nCount_RNA"].to_numpy(float) / 1e4)
     obs = categorical_obs(published.obs_names, cell_type=meta["classified"])
     obs["percent_mt"] = meta["percent.mt"].to_numpy(float)
-    source = originals.PBMC3K_MATRIX.source("10x Genomics 3k PBMCs; Zheng et al. 2017, Nat Commun 8:14049")
+    source = originals.source("pbmc_matrix.rda", "10x Genomics 3k PBMCs; Zheng et al. 2017, Nat Commun 8:14049")
     return expression_adata(counts, obs, published.var_names, source)
 
 
@@ -119,12 +119,12 @@ def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     >>> list(scgd.datasets.kang_ifnb().obs["condition"].cat.categories)  # doctest: +SKIP
     ['control', 'stimulated']
     """
-    published = originals.read_r(originals.fetch(originals.KANG, data_dir))
+    published = originals.read_r(originals.fetch("ifnb_2800.rda", data_dir))
     expression, meta = published["expr"], published["meta"]  # dense (genes, cells)
     genes, cells = (expression.coords[name].to_numpy() for name in expression.dims)
     meta = meta.loc[cells]
     obs = categorical_obs(cells, condition=meta["sample"].map(KANG_CONDITIONS), cell_type=meta["cell_type"])
-    source = originals.KANG.source("Kang et al. 2018, Nat Biotechnol 36:89; GSE96583")
+    source = originals.source("ifnb_2800.rda", "Kang et al. 2018, Nat Biotechnol 36:89; GSE96583")
     return expression_adata(expression.to_numpy().T, obs, genes, source)
 
 
@@ -148,10 +148,10 @@ def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     >>> scgd.datasets.paul15().shape  # doctest: +SKIP
     (2660, 3004)
     """
-    published = originals.read_r(originals.fetch(originals.PAUL15_COUNTS, data_dir))
-    cell_type = originals.read_r(originals.fetch(originals.PAUL15_LABELS, data_dir))
+    published = originals.read_r(originals.fetch("counts.rda", data_dir))
+    cell_type = originals.read_r(originals.fetch("celltype.rda", data_dir))
     obs = categorical_obs(published.obs_names, cell_type=cell_type)
-    source = originals.PAUL15_COUNTS.source("Paul et al. 2015, Cell 163:1663; GSE72857")
+    source = originals.source("counts.rda", "Paul et al. 2015, Cell 163:1663; GSE72857")
     return expression_adata(published.X, obs, published.var_names, source)
 
 
@@ -179,7 +179,7 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
     >>> scgd.datasets.norman_mcfaline_devel().obs["condition"].nunique()  # doctest: +SKIP
     34
     """
-    published = anndata.read_h5ad(originals.fetch(originals.NORMAN_MCFALINE, data_dir))
+    published = anndata.read_h5ad(originals.fetch("devel.h5ad", data_dir))
     table, values = published.obs, normalised_values(published.X)
     # An upper bound, because values were normalised to 10 000 by (at most) the published totals.
     smallest_count = smallest_per_cell(values) * table["ncounts"].to_numpy(float) / 1e4
@@ -190,7 +190,7 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
     obs["total_umi_all_genes"] = table["ncounts"].to_numpy(np.float32)
     counts = scale_to_counts(values, factors)[kept]
     publication = "Norman et al. 2019, Science 365:786; McFaline-Figueroa et al. 2024, Cell Genomics 4:100487"
-    return expression_adata(counts, obs[kept], published.var_names, originals.NORMAN_MCFALINE.source(publication))
+    return expression_adata(counts, obs[kept], published.var_names, originals.source("devel.h5ad", publication))
 
 
 def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
@@ -220,17 +220,18 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     """
     from scgen_diffusion.data import mudata_of  # takes seconds to import, and only this set needs it
 
-    rna = pd.read_csv(originals.fetch(originals.CITESEQ_RNA, data_dir), index_col=0).T  # (cells, genes)
-    protein = pd.read_csv(originals.fetch(originals.CITESEQ_PROTEIN, data_dir), index_col=0).T
+    rna = pd.read_csv(originals.fetch("pbmc10k_harmo_rna.csv.gz", data_dir), index_col=0).T  # (cells, genes)
+    protein = pd.read_csv(originals.fetch("pbmc10k_harmo_pro.csv.gz", data_dir), index_col=0).T
     protein.columns = protein.columns.str.removesuffix("_TotalSeqB")
     protein = protein[CITESEQ_PROTEINS]
-    with h5py.File(originals.fetch(originals.CITESEQ_LABELS, data_dir)) as file:
+    with h5py.File(originals.fetch("10XPBMC_filtered_1000G.H5", data_dir)) as file:
         labels = dict(zip(map(tuple, file["X2"][:]), file["Y"][:].astype(int), strict=True))
     found = {cell: labels.get(tuple(counts)) for cell, counts in zip(protein.index, protein.to_numpy(), strict=True)}
     label = pd.Series(found).dropna().astype(int)
     cell_type = label.map(CITESEQ_CELL_TYPES)
     obs = categorical_obs(label.index, cell_type=cell_type, scMDC_label=label)
-    source = originals.CITESEQ_RNA.source("10x Genomics pbmc_10k_protein_v3; Gayoso et al. 2021, Nat Methods 18:272")
+    publication = "10x Genomics pbmc_10k_protein_v3; Gayoso et al. 2021, Nat Methods 18:272"
+    source = originals.source("pbmc10k_harmo_rna.csv.gz", publication)
     modalities = {
         "rna": expression_adata(rna.loc[label.index].to_numpy(), obs, rna.columns, source),
         "prot": count_adata(protein.loc[label.index].to_numpy(), obs[[]], protein.columns),
@@ -264,14 +265,14 @@ def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     >>> scgd.datasets.osmfish_cortex().obsm["spatial"].shape  # doctest: +SKIP
     (4304, 2)
     """
-    with h5py.File(originals.fetch(originals.OSMFISH, data_dir)) as file:
+    with h5py.File(originals.fetch("osmFISH_SScortex_mouse_all_cells.loom", data_dir)) as file:
         is_valid = file["col_attrs/Valid"][:] == 1
         columns = {name: values[:][is_valid] for name, values in file["col_attrs"].items()}
         counts, genes = file["matrix"][:].T[is_valid], file["row_attrs/Gene"].asstr()[:]
     numbers, cell_type, region = (columns[name].astype(str) for name in ("CellID", "ClusterName", "Region"))
     obs = categorical_obs([f"cell{number}" for number in numbers], cell_type=cell_type, region=region)
     obs["size_um2"] = columns["size_um2"]
-    source = originals.OSMFISH.source("Codeluppi et al. 2018, Nat Methods 15:932")
+    source = originals.source("osmFISH_SScortex_mouse_all_cells.loom", "Codeluppi et al. 2018, Nat Methods 15:932")
     adata = expression_adata(counts, obs, genes, source)
     positions = pd.DataFrame({"x": columns["X"], "y": columns["Y"]}, index=obs.index)
     adata.obsm["spatial"] = positions.loc[adata.obs_names].to_numpy()
@@ -301,12 +302,14 @@ def worm_embryo(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     >>> scgd.datasets.worm_embryo().obs["embryo_time"].max()  # doctest: +SKIP
     780.0
     """
-    counts = originals.read_r(originals.fetch(originals.WORM_COUNTS, data_dir))
-    meta = originals.read_r(originals.fetch(originals.WORM_CELLS, data_dir)).loc[counts.obs_names]
-    genes = originals.read_r(originals.fetch(originals.WORM_GENES, data_dir)).loc[counts.var_names]
+    counts = originals.read_r(originals.fetch("worm_embryo_expression_matrix.rds", data_dir))
+    meta = originals.read_r(originals.fetch("worm_embryo_coldata.rds", data_dir)).loc[counts.obs_names]
+    genes = originals.read_r(originals.fetch("worm_embryo_rowdata.rds", data_dir)).loc[counts.var_names]
     obs = categorical_obs(counts.obs_names, cell_type=meta["cell.type"], batch=meta["batch"], lineage=meta["lineage"])
     obs["embryo_time"] = meta["embryo.time"].to_numpy(float)
-    source = originals.WORM_COUNTS.source("Packer et al. 2019, Science 365:eaax1971; GSE126954")
+    source = originals.source(
+        "worm_embryo_expression_matrix.rds", "Packer et al. 2019, Science 365:eaax1971; GSE126954"
+    )
     adata = expression_adata(counts.X, obs, counts.var_names, source)
     adata.var["gene_symbol"] = genes["gene_short_name"].to_numpy(str)
     return adata
