@@ -44,7 +44,7 @@ PACKAGE = __name__.partition(".")[0]
 
 N_VALIDATIONS = 50
 N_CHECKPOINTS = 20
-SECONDS_PER_LINE = 60.0  # between lines in a log file
+SECONDS_PER_LINE = 60.0  # in a log file
 EXIT_CODE_OF_SIGTERM = 143
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights have single precision
@@ -442,7 +442,7 @@ def show(text: str) -> None:
 
 
 class StageProgress(ProgressBar):
-    """Shows the progress of each round of a stage: a bar in a terminal or a notebook, a line a minute in a log file."""
+    """A bar for each round of a stage; where no one watches, as in a log file, it is written once a minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -459,52 +459,42 @@ class StageProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Start the bar of a round, after the steps of a checkpoint."""
-        if self._bar is not None and trainer.current_epoch % pl_module.n_epochs:
+        round_number, epoch = divmod(trainer.current_epoch, pl_module.n_epochs)
+        if self._bar is not None and epoch:
             return
-        self._close(pl_module)
-        round_number, self._state = trainer.current_epoch // pl_module.n_epochs, ""
-        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose})"
-        self._is_live = sys.stderr.isatty() or in_notebook()
+        self._close()
+        is_watched = sys.stderr.isatty() or in_notebook()
         self._bar = tqdm(
-            desc=self._title,
+            desc=f"{pl_module.name.capitalize()} ({pl_module.purpose})",
             total=pl_module.n_steps,
             initial=trainer.global_step - round_number * pl_module.n_steps,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
-            disable=not (self._is_enabled and self._is_live),
+            mininterval=0.1 if is_watched else SECONDS_PER_LINE,
+            maxinterval=SECONDS_PER_LINE,
+            disable=not self._is_enabled,
         )
-        self._last = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: StagePlan, *_: Any) -> None:
         """Count the step."""
         self._bar.update(trainer.global_step - pl_module.round * pl_module.n_steps - self._bar.n)
-        if time.monotonic() - self._last >= SECONDS_PER_LINE:
-            self._write_line(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Show the epoch and its loss."""
-        self._state = pl_module.describe_epoch(trainer.current_epoch)
+        state = pl_module.describe_epoch(trainer.current_epoch)
         for subset, words in (("validation", "validation loss"), ("train", "training loss")):
             if (name := pl_module.key_loss(subset)) in trainer.callback_metrics:
-                self._state += f", {words} {float(trainer.callback_metrics[name]):.4g}"
+                state += f", {words} {float(trainer.callback_metrics[name]):.4g}"
                 break
-        self._bar.set_postfix_str(self._state, refresh=False)
+        self._bar.set_postfix_str(state, refresh=False)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Close the bar and leave its last state."""
-        self._close(pl_module)
+        self._close()
 
     def on_exception(self, *_: Any) -> None:
         """Close the bar where training stopped."""
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def _close(self, plan: StagePlan) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._write_line(plan)
-
-    def _write_line(self, plan: StagePlan) -> None:
-        """Write a line to a log file."""
-        self._last = time.monotonic()
-        if self._is_enabled and not self._is_live:
-            show(f"{self._title}: {plan.progress:.0%}" + (f", {self._state}" if self._state else ""))
