@@ -89,9 +89,6 @@ def test_options_have_the_names_of_arguments_in_python(command):
     assert names_of(command) - arguments <= OF_THE_COMMAND_LINE
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("written", "read"),
     [
@@ -104,9 +101,6 @@ def test_values_are_read_as_toml_or_else_as_text(written, read):
     assert value(written) == read
     assert type(value(written)) is type(read)
     assert setting(written) == (None if read == "none" else read)
-
-
-# --- errors, warnings and signals -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -35,9 +35,6 @@ def test_a_key_survives_being_saved(key):
     assert key_from_state(to_plain(key.state())) == key
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scale", [1e-7, 1.0, 3e5])
 def test_numbers_keep_fourteen_digits(scale):
     values = np.array([0.1, 1 / 3, 2.5e-9, 7.123456789012345, 1e3, 0.0]) * scale
@@ -86,9 +83,6 @@ def test_infinite_and_missing_numbers_and_booleans_raise(value):
         NUMBER.encode([1.0, value])
 
 
-# --- classes ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("values", "dtype"), [([True, False], "boolean"), ([1, 2], "Int64"), ([1, 2], "int32")])
 def test_classes_are_pythons_own_as_they_are_after_loading(values, dtype):
     key = CategoricalKey.of("c", pd.Series(values, dtype=dtype), None, None)
@@ -135,9 +129,6 @@ def test_lists_of_lists_are_no_values(key, value):
         key.encode(value)
 
 
-# --- sets -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("values", "columns", "as_in_training"),
     [
@@ -166,9 +157,6 @@ def test_bad_sets_are_refused(key, value, words):
         key.encode([value])
 
 
-# --- arrays -----------------------------------------------------------------------------------------------------------
-
-
 def test_all_columns_of_an_array_share_one_scale():
     codes = ARRAY.encode(PLACES)
 
@@ -187,8 +175,6 @@ def test_a_row_is_one_value_and_an_array_of_one_column_takes_a_list_of_numbers()
     assert [key.is_single(value) for value in (5, [5], [5, 6], [[5], [6]])] == [True, True, False, False]
     np.testing.assert_allclose(key.decode(key.encode(key.listed([5, 6, 7]))), [[5], [6], [7]])
 
-
-# --- further values keep the numbers of the old ones ------------------------------------------------------------------
 
 DRUGS = SetKey("drug", ["A", "B"], "+", 2, "ctrl", ["ctrl", "A", "A+B"])
 TIME = ContinuousKey.of("time", pd.Series([0.0, 2.0]))

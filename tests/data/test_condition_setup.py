@@ -79,9 +79,6 @@ def test_a_control_of_sets_may_be_empty_or_have_spaces_around(adata):
     assert list(key.decode(key.encode(asked))) == ["no drug ", "A", "no drug ", "B"]
 
 
-# --- the field of scvi-tools ------------------------------------------------------------------------------------------
-
-
 def test_the_field_writes_what_its_keys_encode_and_knows_them_again(adata):
     field = ConditionField(setup(adata, ["type"], ["dose"], ["gene"], {"gene": "ctrl"}))
     state = field.register_field(adata)
@@ -106,9 +103,6 @@ def test_an_array_that_other_cells_lack_is_named(adata):
     del other.obsm["spatial"]
     with pytest.raises(KeyError, match="spatial"):
         field.transfer_field(state, other)
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def refuse(error, words, adata, **arguments):

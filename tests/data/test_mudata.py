@@ -69,9 +69,6 @@ def test_built_cells_are_paired_and_split_by_modality():
     assert built["prot"].uns["log1p"] == {}
 
 
-# --- what a user says of modalities ---------------------------------------------------------------------------------
-
-
 def test_modalities_may_be_left_out_listed_or_given_likelihoods_and_layers(mdata):
     for part in mdata.mod.values():
         part.layers["counts"] = part.X.copy()
@@ -115,9 +112,6 @@ def test_mudata_of_another_structure_is_refused(mdata):
         resolve_modalities(mdata, None, None)
 
 
-# --- values and cells -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("values", "cells", "names", "likelihood"),
     [
@@ -155,9 +149,6 @@ def test_a_condition_of_a_modality_is_named(mdata):
     mdata["prot"].obs["cell_type"] = list("CAB")
     with pytest.raises(KeyError, match="prot:cell_type.*pull_obs"):
         ConditionSetup.of(["cell_type"], None, None, None, None).checked(mdata)
-
-
-# --- cells for a model that is there --------------------------------------------------------------------------------
 
 
 def test_some_of_the_models_modalities_are_needed_with_its_features(mdata):

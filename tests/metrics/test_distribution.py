@@ -22,9 +22,6 @@ def gaussian(n_cells, n_features=5, *, seed, shift=0.0, scale=1.0):
     return np.random.default_rng(seed).standard_normal((n_cells, n_features)) * scale + shift
 
 
-# --- optimal transport ------------------------------------------------------------------------------------------------
-
-
 def test_w2_between_a_set_and_its_translation_is_the_length_of_the_shift():
     values = gaussian(100, seed=0)
     assert wasserstein_2(values, values + SHIFT) == pytest.approx(5.0)
@@ -38,9 +35,6 @@ def test_w2_between_a_centred_set_and_its_multiple_is_that_of_the_norms():
 
 def test_w2_of_unequal_numbers_weighs_both_sets_the_same():
     assert wasserstein_2(np.zeros((2, 1)), np.array([[0.0], [0.0], [3.0], [3.0]])) == pytest.approx(np.sqrt(4.5))
-
-
-# --- kernels ----------------------------------------------------------------------------------------------------------
 
 
 def test_mmd_is_unbiased_around_zero_for_equal_distributions():
@@ -77,9 +71,6 @@ def test_equal_points_leave_the_scale_to_the_others():
     assert median_squared_distance(apart) == 9
     assert median_squared_distance(np.zeros((5, 2))) == 1
     assert squared_mmd(np.zeros((5, 1)), np.full((5, 1), 100.0)) == pytest.approx(2)
-
-
-# --- nearest-neighbour balls ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -19,10 +19,10 @@ def cells(seed, n_cells=300, *, linked=True):
     labels = rng.integers(0, 2, n_cells)
     programme = 0.5 * rng.normal(size=(n_cells, N_PROTEINS))
     of_genes = np.exp(np.pad(programme, ((0, 0), (0, N_GENES - N_PROTEINS)))) * 20
-    order = np.arange(n_cells) if linked else np.concatenate([np.flatnonzero(labels == k) for k in (0, 1)])
     of_proteins = np.exp(programme) * 50
-    if not linked:
-        of_proteins[order] = of_proteins[np.concatenate([rng.permutation(np.flatnonzero(labels == k)) for k in (0, 1)])]
+    for label in () if linked else (0, 1):
+        rows = np.flatnonzero(labels == label)
+        of_proteins[rows] = of_proteins[rng.permutation(rows)]
     names = [f"{seed}_{i}" for i in range(n_cells)]
     parts = {
         "rna": (rng.poisson(of_genes), [f"P{g}" if g < 2 else f"g{g}" for g in range(N_GENES)]),

@@ -54,9 +54,6 @@ def legend_texts(ax):
     return [text.get_text() for text in ax.get_legend().get_texts() if text.get_text()]
 
 
-# --- where cells are --------------------------------------------------------------------------------------------------
-
-
 def test_the_three_panels_hold_equal_numbers_of_both_sets_within_the_same_limits(first_components):
     axes = draw(make_cells(60), make_cells(45, seed=1))
 
@@ -108,9 +105,6 @@ def test_the_users_cells_and_axes_are_used_as_they_are(first_components):
         assert list(adata.obs) == list(copy.obs)
         assert not [*adata.obsm, *adata.obsp]
         assert list(adata.uns) == ["cell_type_colors"]
-
-
-# --- colours ----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_have_the_colours_of_uns_in_both_sets(first_components):
@@ -185,9 +179,6 @@ def test_missing_and_infinite_numbers_are_grey_and_a_column_of_them_is_refused(f
     real.obs["age"] = synthetic.obs["age"] = np.nan
     with pytest.raises(ValueError, match="`color`"):
         draw(real, synthetic, color="age")
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,6 @@ def tick_names(axis):
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
-# --- the table of an evaluation ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
@@ -157,9 +154,6 @@ MODALITIES = pd.DataFrame([make_row(0.9), make_row(0.8)]).assign(modality=["rna"
 def test_scores_that_do_not_fit_into_a_heat_map_are_refused(table, options, name):
     with pytest.raises(ValueError, match=name):
         sgd.pl.scores(table, **options, show=False)
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_stage_has_a_panel_with_training_and_validation_losses():
