@@ -143,7 +143,7 @@ def test_control_cells_of_other_groups_than_those_of_training_leave_baselines_em
 
 def test_names_of_the_control_in_a_combination_are_no_perturbation():
     plain = judge(cells("A+B", seed=1), cells("A+B", seed=2), train=cells("A", "B", seed=3))
-    train = cells("A+ctrl", "ctrl+B", seed=3)
+    train = cells("A + ctrl", "ctrl+B", seed=3)
     train.X = cells("A", "B", seed=3).X
     suffixed = judge(cells("B+A", seed=1), cells("A+B", seed=2), train=train)
     assert set(suffixed["perturbation"]) == {"B+A"}
