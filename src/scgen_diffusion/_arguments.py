@@ -10,15 +10,12 @@ import math
 import re
 import warnings
 from difflib import SequenceMatcher
-from functools import wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
-P = ParamSpec("P")
-R = TypeVar("R")
 LARGEST = 2**31 - 1  # number of cells, steps and the like, which torch and numpy keep in fixed types
 N_KNOWN = 20  # listed names
 LIKE = 0.8  # share of letters that two spellings of a name have in common
@@ -112,20 +109,6 @@ def list_first(things: Sequence[object], most: int = 5) -> str:
     """List the first ``most`` things as text, and the number of the others."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(map(str, things[:most])) + more
-
-
-def suggests_arguments(function: Callable[P, R], passed_on: Sequence[str] = ()) -> Callable[P, R]:
-    """Make a function that is called with an unknown argument say which ones it has, or passes on, closest first."""
-    own = inspect.signature(function).parameters.values()
-    known = [one.name for one in own if one.name not in ("self", "cls") and one.kind is not one.VAR_KEYWORD]
-    known += passed_on
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_argument_names(function.__name__, kwargs, known)
-        return function(*args, **kwargs)
-
-    return call
 
 
 def check_argument_names(function: str, given: Iterable[str], known: Sequence[str]) -> None:

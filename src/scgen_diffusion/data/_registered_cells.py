@@ -43,7 +43,7 @@ VALUES = "The matrix of values"
 N_RUNS, LENGTH_OF_RUN = 32, 8  # runs of neighbouring cells whose values enter the digest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GivenCells:
     """Cells of an AnnData, which may be backed by its file, or of MuData, to be read in any order.
 
@@ -62,9 +62,14 @@ class GivenCells:
     codes: np.ndarray
 
     @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.cells.n_obs
+
+    @property
     def digest(self) -> str:
         """Digest of the cells' names and values."""
-        names, sampled = self.cells.obs_names, self.read(sampled_rows(self.cells.n_obs))
+        names, sampled = self.cells.obs_names, self.read(sampled_rows(self.n_cells))
         parts = (names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
         return digest_of_cells(parts, [row_sums(self.matrix, VALUES)], sampled)
 
@@ -82,19 +87,21 @@ class GivenCells:
         return batch_of(self.matrix[rows], self.codes[rows])
 
     def loader(
-        self, rows: np.ndarray, batch_size: int, batches: Batches | None = None
+        self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
-        """Return a loader of these cells, in the order of ``batches`` or ``rows``; it reads files by windows."""
+        """Return a loader of the cells, in the order of ``batches`` or ``indices``; it reads files by windows."""
+        rows = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         if (matrix := in_file(self.matrix, VALUES)) is not None:
             block_size = choose_block_size(matrix.rows_per_chunk)
             return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=block_size)
         order = BatchSampler(range(len(rows)), batch_size, drop_last=False) if batches is None else batches
         workers = {"num_workers": settings.dl_num_workers, "persistent_workers": settings.dl_persistent_workers}
         own = torch.Generator() if batches is None else None  # reading leaves torch's random state alone
-        return DataLoader(Subset(self, rows), sampler=order, batch_size=None, generator=own, **workers)
+        cells = GivenCells(self.cells, self.matrix, self.codes)  # looked up once, not for every batch
+        return DataLoader(Subset(cells, rows), sampler=order, batch_size=None, generator=own, **workers)
 
 
-class RegisteredCells:
+class RegisteredCells(GivenCells):
     """Cells of a registered AnnData or MuData.
 
     Parameters
@@ -108,6 +115,16 @@ class RegisteredCells:
         self.by_key = registered_keys(manager.registry)
 
     @property
+    def cells(self) -> AnnData | MuData:
+        """The registered AnnData or MuData."""
+        return self.manager.adata
+
+    @property
+    def matrix(self) -> Any:
+        """The registered values, ``(cells, genes)``."""
+        return self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+
+    @property
     def registry(self) -> Mapping[str, Any]:
         """The registry that models are built from."""
         return self.manager.registry
@@ -116,12 +133,7 @@ class RegisteredCells:
     def var(self) -> pd.DataFrame:
         """The table of genes; of MuData, a row for each registered feature of all modalities."""
         is_joined = "modalities" in self.registry["setup_args"]
-        return pd.DataFrame(index=registered_genes(self.registry)) if is_joined else self.manager.adata.var
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return self.manager.adata.n_obs
+        return pd.DataFrame(index=registered_genes(self.registry)) if is_joined else self.cells.var
 
     @property
     def codes(self) -> np.ndarray:
@@ -129,17 +141,8 @@ class RegisteredCells:
         if not self.by_key:
             return np.zeros((self.n_cells, 0))
         if not was_set_up_last(self.manager):
-            return encode_conditions(self.manager.adata, self.by_key)
+            return encode_conditions(self.cells, self.by_key)
         return np.asarray(self.manager.get_from_registry(CONDITIONS), dtype=float)
-
-    @property
-    def digest(self) -> str:
-        """Digest of the cells' names and values."""
-        return self._given.digest
-
-    def names(self, rows: np.ndarray) -> pd.Index:
-        """Return the names of cells, in the order of their row numbers."""
-        return self.manager.adata.obs_names[rows]
 
     def check(self) -> None:
         """Raise if the cells changed; register them again if they were set up for another model in the meantime.
@@ -154,7 +157,7 @@ class RegisteredCells:
             If genes, values or conditions changed.
         """
         self._check_values()
-        cells = self.manager.adata
+        cells = self.cells
         check_conditions(cells, *keys_to_check(self.by_key))
         codes = encode_conditions(cells, self.by_key)
         self.manager.validate()
@@ -164,19 +167,19 @@ class RegisteredCells:
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Return columns of ``obs``, such as the donor, with a label for every cell."""
-        cells = self.manager.adata
+        cells = self.cells
         check_conditions(cells, names, kind="match")
         return cells.obs[list(names)]
 
     def _check_values(self) -> None:
-        arguments, adata = self.registry["setup_args"], self.manager.adata
+        arguments, adata = self.registry["setup_args"], self.cells
         is_joined = "modalities" in arguments
         layer = None if is_joined else arguments["layer"]
         where = f"mdata.obsm[{JOINED!r}]" if is_joined else "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         try:
             if not is_joined:
                 check_same_genes(adata.var_names, registered_genes(self.registry))
-            matrix = self._matrix
+            matrix = self.matrix
             is_in_file = in_file(matrix, where) is not None
             values = self.read(sampled_rows(self.n_cells)) if is_in_file else matrix
             totals = check_values(values, where, arguments.get("values", "counts"))
@@ -185,25 +188,6 @@ class RegisteredCells:
         except ValueError as error:
             msg = f"The cells have changed since they were set up: {error} Set up with a layer that keeps the counts."
             raise ValueError(msg) from error
-
-    @property
-    def _matrix(self) -> Any:
-        return self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-
-    def read(self, rows: np.ndarray) -> Rows:
-        """Read the values of cells with ascending row numbers."""
-        return self._given.read(rows)
-
-    def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
-    ) -> Iterable[Mapping[str, Tensor]]:
-        """Return a loader of the cells, in the order of ``batches`` or ``indices``."""
-        chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-        return self._given.loader(chosen, batch_size, batches)
-
-    @property
-    def _given(self) -> GivenCells:
-        return GivenCells(self.manager.adata, self._matrix, self.codes)
 
 
 def sampled_rows(n_cells: int) -> np.ndarray:

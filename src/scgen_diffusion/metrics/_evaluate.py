@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
+from scgen_diffusion._arguments import as_list, known_names, warn_user
 from scgen_diffusion.data import PROVENANCE_KEY, SEPARATOR, CellFiles, to_csr
 
 from ._catalogue import CATALOGUE, choose_metrics, leaked_share
@@ -46,7 +46,6 @@ N_CELLS_CHECKED = 20
 N_LABELS_NAMED = 5
 
 
-@suggests_arguments
 def evaluate(
     real_test: Cells | MuData,
     synthetic: Cells | MuData,

@@ -25,7 +25,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 
-from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
+from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
 from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import (
@@ -703,7 +703,6 @@ class DiffusionModel(BaseModelClass):
 
     # --- generating ---------------------------------------------------------------------------------------------------
 
-    @suggests_arguments
     def generate(
         self,
         n_cells: int | None = None,
@@ -799,7 +798,6 @@ class DiffusionModel(BaseModelClass):
         )
         return job.make(show_progress=show_progress)
 
-    @suggests_arguments
     def generate_to(
         self,
         path: str | os.PathLike[str],
@@ -868,7 +866,6 @@ class DiffusionModel(BaseModelClass):
             goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
 
-    @suggests_arguments
     def predict_perturbation(
         self,
         adata_control: AnnData | CellFiles | None = None,
@@ -984,7 +981,6 @@ class DiffusionModel(BaseModelClass):
         job = self._prediction(adata_control, condition, method, keep_residuals, *options)
         return job.make(show_progress=show_progress)
 
-    @suggests_arguments
     def predict_perturbation_to(
         self,
         path: str | os.PathLike[str],
@@ -1241,7 +1237,7 @@ class DiffusionModel(BaseModelClass):
             x = tensors[REGISTRY_KEYS.X_KEY]
             batch = rows[start : start + len(x)]
             start += len(x)
-            if isinstance(source, GivenCells):  # files were checked when they were opened
+            if type(source) is GivenCells:  # others were checked before
                 self._check_values(x.numpy(), batch, source.cells)
             yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, batch
 
@@ -1310,7 +1306,6 @@ class DiffusionModel(BaseModelClass):
         write_together(folder, writers, replaced, overwrite=overwrite)
 
     @classmethod
-    @suggests_arguments
     def load(
         cls,
         dir_path: str | os.PathLike[str],
@@ -1430,7 +1425,6 @@ class DiffusionModel(BaseModelClass):
     # --- fine-tuning --------------------------------------------------------------------------------------------------
 
     @classmethod
-    @suggests_arguments
     def load_query_data(
         cls,
         adata: AnnData | Paths,
@@ -1540,7 +1534,6 @@ class DiffusionModel(BaseModelClass):
         return model
 
     @classmethod
-    @suggests_arguments
     def prepare_query_anndata(cls, adata: AnnData, reference_model: Self | str | os.PathLike[str]) -> AnnData:
         """Give new cells the genes of a model, for :meth:`load_query_data`.
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS, settings
 
-from scgen_diffusion._arguments import check_count, is_number, known_names, suggests_arguments
+from scgen_diffusion._arguments import check_count, is_number, known_names
 from scgen_diffusion.data import (
     drop_unused_categories,
     registered_genes,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 class AutoencoderModel(DiffusionModel):
     """Base class of latent diffusion models, with scvi-tools' methods for latents and the ELBO."""
 
-    @suggests_arguments
     @torch.inference_mode()
     def get_latent_representation(
         self,
@@ -92,7 +91,6 @@ class AutoencoderModel(DiffusionModel):
         latents = torch.cat(parts, dim=1).numpy()
         return (latents[0], latents[1]) if return_dist else latents[0]
 
-    @suggests_arguments
     @torch.inference_mode()
     def get_elbo(
         self,
@@ -148,7 +146,6 @@ class AutoencoderModel(DiffusionModel):
         error, kl = self._losses(adata, indices, batch_size, seed)
         return _mean_or_all(-(error + kl), return_mean=return_mean)
 
-    @suggests_arguments
     @torch.inference_mode()
     def get_reconstruction_error(
         self,
@@ -183,7 +180,6 @@ class AutoencoderModel(DiffusionModel):
         error, _ = self._losses(adata, indices, batch_size, seed)
         return {"reconstruction_loss": _mean_or_all(error, return_mean=return_mean)}
 
-    @suggests_arguments
     @torch.inference_mode()
     def get_reconstruction(
         self,
@@ -236,7 +232,6 @@ class AutoencoderModel(DiffusionModel):
         kind = {"reconstruction": "sampled" if sample else "mean", "values": self._outputs[0]}
         return self._build(stacked, obs, {"model": type(self).__name__, **kind, "seed": seed})
 
-    @suggests_arguments
     @torch.inference_mode()
     def get_normalized_expression(
         self,
@@ -304,7 +299,6 @@ class AutoencoderModel(DiffusionModel):
         how = n_samples, return_mean, return_numpy, batch_size, seed
         return self._decode_draws(decode, genes[columns], adata, indices, *how)
 
-    @suggests_arguments
     @torch.inference_mode()
     def posterior_predictive_sample(
         self,

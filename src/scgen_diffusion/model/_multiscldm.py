@@ -11,7 +11,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
-from scgen_diffusion._arguments import known_names, suggests_arguments
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion._compat import separate_copy, was_set_up_last
 from scgen_diffusion.data import (
     JOINED,
@@ -183,7 +183,6 @@ class MULTISCLDM(SCLDM):
         )
         raise NotImplementedError(msg)
 
-    @suggests_arguments
     @torch.inference_mode()
     def get_normalized_expression(
         self,
@@ -276,7 +275,6 @@ class MULTISCLDM(SCLDM):
         }
         return parts if modality is None else parts[modality]
 
-    @suggests_arguments
     @torch.inference_mode()
     def posterior_predictive_sample(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -19,7 +20,6 @@ from scgen_diffusion._arguments import (
     is_number,
     known_names,
     list_first,
-    suggests_arguments,
     warn_user,
 )
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
@@ -43,7 +43,16 @@ R = TypeVar("R")
 
 def suggests_training_arguments(method: Callable[P, R]) -> Callable[P, R]:
     """Make a method that trains reject arguments that neither it nor Lightning's trainer has."""
-    return suggests_arguments(method, [*OF_EVERY_STAGE, *RunOptions.names()])
+    own = inspect.signature(method).parameters.values()
+    known = [one.name for one in own if one.name != "self" and one.kind is not one.VAR_KEYWORD]
+    known += [*OF_EVERY_STAGE, *RunOptions.names()]
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_argument_names(method.__name__, kwargs, known)
+        return method(*args, **kwargs)
+
+    return call
 
 
 @dataclass(frozen=True)
