@@ -127,7 +127,6 @@ def test_cases_are_named_by_the_columns_that_differ(table):
 @pytest.mark.parametrize(
     ("options", "error", "name"),
     [
-        ({"predicted": PREDICTED.X}, TypeError, "predicted"),
         ({"n_top": 0}, ValueError, "n_top"),
         ({"n_names": -1}, ValueError, "n_names"),
     ],

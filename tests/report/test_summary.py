@@ -241,7 +241,6 @@ def test_a_table_that_was_written_and_read_has_the_same_summary(tmp_path):
     [
         (table().drop(columns=["shuffled"]), ValueError, "shuffled"),
         (table().assign(perturbation="STAT1"), ValueError, "perturbations"),
-        (table().assign(value="high"), ValueError, "numbers"),
         (pd.concat([table(), table()]), ValueError, "'w2'"),
         (pd.concat([table().assign(modality=name) for name in ("rna", "prot")]), ValueError, "modalities"),
     ],

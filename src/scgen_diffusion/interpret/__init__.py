@@ -3,7 +3,7 @@
 Results are tables, which :mod:`scgen_diffusion.pl` plots.
 """
 
-from ._heads import head_effects, head_loadings, head_specificity, shuffle_weights, top_genes
+from ._heads import head_effects, head_loadings, head_specificity, shuffle_weights
 from ._layers import head_coding_rates, layer_statistics
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "head_specificity",
     "layer_statistics",
     "shuffle_weights",
-    "top_genes",
 ]

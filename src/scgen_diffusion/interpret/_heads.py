@@ -296,33 +296,6 @@ def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
     return centred - centred.mean()
 
 
-def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
-    """List the genes with the largest loadings of each head, in the format of gene set enrichment tools.
-
-    Parameters
-    ----------
-    loadings
-        Genes by heads, from :func:`head_loadings`.
-    n_genes
-        Number of genes per head.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``head``, ``rank`` (from 1), ``gene`` and ``loading``.
-
-    Raises
-    ------
-    ValueError
-        If ``loadings`` has fewer genes.
-    """
-    check_count("n_genes", n_genes, most=len(loadings))
-    best = {head: loadings[head].nlargest(n_genes) for head in loadings}
-    table = pd.concat(best, names=["head", "gene"]).rename("loading").reset_index()
-    table["rank"] = table.groupby("head", sort=False).cumcount() + 1
-    return table[["head", "rank", "gene", "loading"]]
-
-
 def shuffle_weights(model: WBDIT, seed: int | None = None) -> WBDIT:
     """Return a copy of the model with shuffled network weights, as a control for interpretations.
 

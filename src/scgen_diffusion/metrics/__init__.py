@@ -41,7 +41,6 @@ from ._perturbation import (
     mean_change_debiased_error,
     mean_change_error,
     mean_change_slope,
-    perturbation_discrimination,
     variance_error,
 )
 from ._pools import MIN_CELLS_PER_GROUP
@@ -99,7 +98,6 @@ __all__ = [
     "mean_variance_error",
     "membership_inference",
     "memorisation",
-    "perturbation_discrimination",
     "precision_recall_density_coverage",
     "squared_mmd",
     "trts_accuracy",

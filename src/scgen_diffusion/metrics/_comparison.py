@@ -33,7 +33,6 @@ MIN_CELLS_PER_LABEL = 20
 PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
 LEAST_MEASURED = 500  # cells of each set, however many training cells there are
 UNLIKELY = 0.01  # with fewer copies to expect, chance does not explain one
-FEWEST_HALVES = 5  # half-samples that know their standard deviation; of two or three, intervals would hold everything
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,7 @@ class Draws:
         check_count("max_cells", self.max_cells, least=min_cells)
         check_count("n_repeats", self.n_repeats, least=0)
         check_count("seed", self.seed, least=0, most=2**32 - 1)  # the range of scikit-learn's seeds
-        if 0 < check_count("n_bootstrap", self.n_bootstrap, least=0) < FEWEST_HALVES:
-            msg = f"`n_bootstrap` is {self.n_bootstrap}; it must be 0 (no interval), or {FEWEST_HALVES} or more."
-            raise ValueError(msg)
+        check_count("n_bootstrap", self.n_bootstrap, least=0)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def evaluate(
     n_repeats
         Number of draws that a real value averages (one for boosting, which is slow). 0 leaves the real value out.
     n_bootstrap
-        Number of half-samples for the interval, 5 or more. 0 leaves it out.
+        Number of half-samples for the interval; few make it wide. 0 leaves it out.
     seed
         Seed of every draw: the same seed gives the same table. Global random state is not touched.
 

@@ -360,10 +360,7 @@ def gene_differences(
         columns |= dict(zip(("real_share", "synthetic_share"), shares, strict=True))
         tables.append(pd.DataFrame({**columns, "t": t}))
     if not tables:
-        whose = "all" if groupby is None else f"each label of {groupby!r}"
-        msg = (
-            f"Comparing genes needs {MIN_CELLS_TESTED} real and {MIN_CELLS_TESTED} synthetic cells; {whose} have fewer."
-        )
+        msg = f"Comparing genes of `groupby={groupby!r}` needs {MIN_CELLS_TESTED} cells of one label on both sides."
         raise ValueError(msg)
     table = pd.concat(tables)
     return table.iloc[np.argsort(-table["t"].abs(), kind="stable")].reset_index(drop=True)

@@ -8,7 +8,7 @@ cell's distance of 0 to itself, so it is larger than :func:`energy_distance`, ab
 
 ``vcc2026``, the metrics of the Virtual Cell Challenge 2026 (cell-eval2), works with summed counts and Wilcoxon tests.
 Here, means and Welch's tests of log-normalised cells take their place, and the perturbed gene itself counts like any
-other, except in :func:`perturbation_discrimination`.
+other, except in ``perturbation_discrimination``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scipy.stats import false_discovery_control, ttest_ind_from_stats
 
 from scgen_diffusion.data import OF_CONTROL
 
-from ._cells import as_points, means, pair_of_expressions, variances
+from ._cells import means, pair_of_expressions, variances
 from ._comparison import UNKNOWN, Comparison
 from ._genes import correlation
 
@@ -89,7 +89,7 @@ class Profile(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """The real changes of all perturbations in a group, for :func:`perturbation_discrimination`.
+    """The real changes of all perturbations in a group, for ``perturbation_discrimination``.
 
     Attributes
     ----------
@@ -447,51 +447,6 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
         return UNKNOWN
     shared = (1 - predicted.cells.control_share) * real.control.noise
     return float((real.change * predicted.change - shared).sum() / squared)
-
-
-def perturbation_discrimination(real: NDArray[np.floating], predicted: NDArray[np.floating]) -> NDArray[np.float64]:
-    r"""Measure whether a predicted change resembles its own real change more than those of other perturbations.
-
-    .. math:: 1 - \frac{k_p}{n - 1}, \qquad k_p = \left| \{ q : d_{pq} < d_{pp} \} \right| +
-        \tfrac{1}{2} \left| \{ q \ne p : d_{pq} = d_{pp} \} \right|
-
-    with the cosine distance :math:`d_{pq}` between the predicted change of perturbation *p* and the real change of *q*,
-    for *n* perturbations. From 0 to 1; higher is better. 1: the prediction is closest to its own perturbation. 0.5: it
-    says nothing about which perturbation it is, as control cells, or one prediction for all perturbations.
-
-    *Catches* predictions that are all alike, however well they fit the mean response. *Misses* the size of changes, and
-    everything but means. It depends on the other perturbations: similar ones are hard to tell apart.
-
-    :func:`evaluate` compares the perturbations of ``real_test`` within each group, and leaves out all genes that are
-    themselves perturbed (named as a perturbation or a part of one), because their own change gives them away.
-
-    Parameters
-    ----------
-    real, predicted
-        Mean change of every gene against control, `(perturbations, genes)`, in the same order.
-
-    Returns
-    -------
-    The score of each perturbation, `(perturbations,)`; NaN if there is only one.
-
-    References
-    ----------
-    Arc Institute 2026, The vcc2026 metric suite (cell-eval2): ``pds_cosine``. In cell-eval it is
-    ``discrimination_score_cosine``, which divides by *n*, so that its lowest score is :math:`1 / n`. Wu et al. 2024,
-    PerturBench: benchmarking machine learning models for cellular perturbation analysis (the rank metric).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> real = np.eye(3)
-    >>> perturbation_discrimination(real, [[1, 0, 0], [0, 0, 1], [0, 0, 1]])
-    array([1.  , 0.25, 1.  ])
-    """
-    real, predicted = as_points(real=real, predicted=predicted)
-    if real.shape != predicted.shape:
-        msg = f"`real` and `predicted` must have one shape, but have {real.shape} and {predicted.shape}."
-        raise ValueError(msg)
-    return np.array([rank_score(own, row) for row, own in enumerate(predicted @ unit_vectors(real).T)])
 
 
 def unit_vectors(changes: NDArray) -> NDArray:

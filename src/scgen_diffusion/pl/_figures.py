@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from matplotlib.colors import is_color_like, to_hex, to_rgba, to_rgba_array
+from matplotlib.colors import to_rgba, to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -182,12 +183,10 @@ def ink(share: float = 1.0) -> tuple[float, ...]:
     return tuple(share * text[:3] + (1 - share) * ground[:3])
 
 
-def scanpy_colors(names: Sequence[str], taken: Iterable[Any] = ()) -> dict[str, Any]:
-    """Give names the colours that scanpy would choose for that many categories, those that are taken last."""
-    others = {to_hex(color) for color in taken}
-    colors = sc.pl.palettes.default_20 if len(names) + len(others) <= 20 else sc.pl.palettes.default_102
-    colors = sorted(colors, key=lambda color: to_hex(color) in others)
-    return {name: colors[number % len(colors)] for number, name in enumerate(names)}
+def scanpy_colors(names: Sequence[str]) -> dict[str, Any]:
+    """Give names the colours that scanpy would choose for that many categories."""
+    colors = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
+    return dict(zip(names, cycle(colors), strict=False))
 
 
 def legend_beside(ax: Axes, handles: Sequence[Artist], **look: object) -> None:
@@ -275,12 +274,10 @@ def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
 
 def label_colors(real: AnnData, key: str, labels: Sequence[str]) -> dict[str, Any]:
     """Give every label its colour from ``real.uns``, or from scanpy."""
-    named = [label for label in labels if label != NO_LABEL]
     categories = categories_of(real, key)
-    stored = real.uns.get(f"{key}_colors")
-    stored = list(stored) if np.iterable(stored) else []
-    is_usable = len(stored) >= len(categories) and all(map(is_color_like, stored))  # as in scanpy
-    colors = dict(zip(categories, stored, strict=False)) if is_usable else {}
-    others = [label for label in dict.fromkeys([*categories, *named]) if label not in colors]
-    colors |= scanpy_colors(others, taken=colors.values())
-    return {label: colors.get(label, MISSING_COLOR) for label in labels}
+    colors = scanpy_colors(list(dict.fromkeys([*categories, *labels])))
+    stored = list(real.uns.get(f"{key}_colors", ()))
+    if len(stored) >= len(categories):  # as in scanpy
+        colors |= dict(zip(categories, stored, strict=False))
+    colors[NO_LABEL] = MISSING_COLOR
+    return {label: colors[label] for label in labels}

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import check_count
-from scgen_diffusion.data import check_is_anndata
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._figures import (
@@ -100,8 +99,6 @@ def mean_change(
 
     Raises
     ------
-    TypeError
-        If a set is no AnnData.
     ValueError
         If the genes differ, `n_top` is below 1, or `n_names` below 0.
 
@@ -112,8 +109,6 @@ def mean_change(
     """
     check_count("n_top", n_top)
     check_count("n_names", n_names, least=0)
-    for name, cells in {"real": real, "predicted": predicted, "control": control}.items():
-        check_is_anndata(cells, name)
     table = gene_changes(real, predicted, control, layer=layer)
     top, changes = table.iloc[:n_top], table[["real", "predicted"]].to_numpy()
     letters = max([len(str(name)) for name in top.index[:n_names]], default=0)

@@ -27,7 +27,6 @@ from scgen_diffusion.data import (
     check_is_anndata,
     join_labels,
     make_indexable,
-    obs_column,
 )
 from scgen_diffusion.metrics import (
     ALL,
@@ -146,9 +145,6 @@ def write(
         source = f"at most {max_cells:,} cells on either side"
     judged = summary(table)
     keys = as_list(groupby)
-    for name, cells in sets.items():
-        for key in keys:
-            obs_column(cells, key, name)  # raises if there is none
     labels = {label for cells in sets.values() for label in join_labels(cells.obs, keys)}
     if keys and (other := {*table["group"].astype(str)} - {ALL, *labels}):
         msg = f"`table` is of other cells or of another `groupby`: no cell has the label {min(other)!r}."
