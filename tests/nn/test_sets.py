@@ -9,7 +9,7 @@ from torch import nn
 from scgen_diffusion.module import SCLDMArchitecture
 from scgen_diffusion.module._autoencoder import Encoder
 from scgen_diffusion.nn import AttentionPooling, GeneFactorDecoder, GeneQueryDecoder, _sets
-from scgen_diffusion.nn._sets import GeneSet, expressed_genes
+from scgen_diffusion.nn._sets import expressed_genes
 
 N_CELLS, N_GENES, N_TOKENS, WIDTH, LATENT_WIDTH, N_OUTPUTS = 4, 12, 3, 8, 4, 2
 SIZES = {"width": WIDTH, "n_layers": 2, "n_heads": 2, "n_heads_cross": 4}
@@ -73,9 +73,10 @@ def test_gene_sets_hold_exactly_the_expressed_genes(n_cells, n_genes, extra, see
     generator = torch.Generator().manual_seed(seed)
     values = torch.poisson(torch.full((n_cells, n_genes), 0.7), generator=generator)
     needed = max(int((values != 0).sum(1).max()), 1)
-    gene_set = expressed_genes(values, length=needed + extra if extra else None)
-    assert gene_set.genes.shape == gene_set.values.shape == (n_cells, needed + extra)
-    for cell, genes, kept, mask in zip(values, *gene_set, gene_set.mask, strict=True):
+    gene_sets, values_of_sets = expressed_genes(values, length=needed + extra if extra else None)
+    assert gene_sets.shape == values_of_sets.shape == (n_cells, needed + extra)
+    for cell, genes, kept in zip(values, gene_sets, values_of_sets, strict=True):
+        mask = genes > 0
         assert genes[mask].tolist() == (cell.nonzero()[:, 0] + 1).tolist()
         assert kept[mask].tolist() == cell[cell != 0].tolist()
         assert not genes[~mask].any()
@@ -100,15 +101,15 @@ def test_pooling_follows_its_formula_for_one_cell(value_after_norm, n_genes):
     tokens = pooling.pool(pooling.queries[None], keys_values[None])
     for block in pooling.blocks:
         tokens = block(tokens)
-    close(pooling(expressed_genes(cell[None])), tokens)
+    close(pooling(*expressed_genes(cell[None])), tokens)
 
 
 @wherever_the_value_enters
 def test_neither_the_order_of_tokens_nor_masked_padding_matters(value_after_norm):
-    pooling, gene_set = build_pooling(value_after_norm=value_after_norm), expressed_genes(draw_values(), length=12)
+    pooling, gene_sets = build_pooling(value_after_norm=value_after_norm), expressed_genes(draw_values(), length=12)
     order = torch.randperm(12)
-    permuted = GeneSet(gene_set.genes[:, order], gene_set.values[:, order])
-    close(pooling(permuted), pooling(expressed_genes(draw_values())))
+    permuted = [each[:, order] for each in gene_sets]
+    close(pooling(*permuted), pooling(*expressed_genes(draw_values())))
 
 
 @wherever_the_value_enters
@@ -116,7 +117,7 @@ def test_pooling_the_panel_is_pooling_the_expressed_genes(value_after_norm):
     pooling, values = build_pooling(value_after_norm=value_after_norm), draw_values()
     values[1] = 0  # a cell without expressed genes
     results = []
-    for tokens in (pooling(expressed_genes(values)), pooling.pool_panel(values)):
+    for tokens in (pooling(*expressed_genes(values)), pooling.pool_panel(values)):
         pooling.zero_grad()
         tokens.square().sum().backward()
         results.append((tokens.detach(), [p.grad for p in pooling.parameters()]))

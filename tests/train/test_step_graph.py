@@ -75,7 +75,7 @@ def emulation(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(plans, "REPLAYED_ON", ("cpu",))
-    monkeypatch.setattr(likelihoods.Entries, "of_nonzero", likelihoods.Entries.of_all)
+    monkeypatch.setattr(likelihoods.Entries, "of_matrix", lambda counts: likelihoods.Entries(counts, counts))
     monkeypatch.setattr(Encoder, "_attend", lambda self, values: self.network.attention.pool_panel(values))
     monkeypatch.setattr(Emulated, "made", [])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -75,8 +75,6 @@ class Joint:
     The scale is the mean of the keys' scales, as published for scLDM.
     """
 
-    name: ClassVar[str] = "joint"
-
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
@@ -94,8 +92,6 @@ class MutuallyExclusive:
 
     Training shows one key per batch, drawn at random, and nulls the others.
     """
-
-    name: ClassVar[str] = "mutually_exclusive"
 
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
@@ -132,8 +128,6 @@ class Additive:
     {(0, 1): 3.0, (0,): -2.0}
     """
 
-    name: ClassVar[str] = "additive"
-
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
@@ -153,9 +147,7 @@ class Additive:
 
 ConditionStrategy = Joint | MutuallyExclusive | Additive
 """How a model handles several conditions: what training drops, and how guidance composes them."""
-CONDITION_STRATEGIES: dict[str, ConditionStrategy] = {
-    strategy.name: strategy for strategy in (Joint(), MutuallyExclusive(), Additive())
-}
+CONDITION_STRATEGIES = {"joint": Joint(), "mutually_exclusive": MutuallyExclusive(), "additive": Additive()}
 
 
 def _of_subsets(scales: Sequence[tuple[Iterable[int], float]]) -> Terms:

@@ -150,13 +150,8 @@ class DiffusionSampler(ABC):
 
     def n_steps_on(self, path: VariancePreserving, n_steps: int | None) -> int:
         """Return the number of steps; raise ValueError if the path has fewer timesteps."""
-        if n_steps is None:
-            return min(self.default_n_steps, path.n_timesteps)
-        if not (is_whole_number(n_steps) and 1 <= n_steps <= path.n_timesteps):
-            allowed = f"from 1 to the path's {path.n_timesteps} timesteps"
-            msg = f"`n_steps` must be a whole number {allowed}, but found {n_steps!r}."
-            raise ValueError(msg)
-        return n_steps
+        default = min(self.default_n_steps, path.n_timesteps)
+        return check_count("n_steps", default if n_steps is None else n_steps, most=path.n_timesteps)
 
     def times(self, n_steps: int) -> Tensor:
         """Return the times of ``n_steps`` equal steps, in double precision."""

@@ -115,7 +115,7 @@ class CellGenerator:
             "guidance_scale": {k: float(v) for k, v in scales.items()}
             if isinstance(scales, Mapping)
             else float(scales),
-            "composition": self.module.strategy.name,
+            "composition": self.module.architecture.condition_strategy,
             "values": output,
         }
         return SamplingOptions(chosen, n_steps, guidance, output, record)

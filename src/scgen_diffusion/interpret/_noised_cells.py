@@ -204,7 +204,7 @@ def noised_cells(
     seed, module = resolve_seed(seed), model.module
     if conditional and isinstance(module.strategy, MutuallyExclusive) and len(model.conditions.keys) > 1:
         msg = (
-            f"The network never saw all conditions of a cell together: `condition_strategy={module.strategy.name!r}` "
+            "The network never saw all conditions of a cell together: `condition_strategy='mutually_exclusive'` "
             "shows one key at a time, or none. Give `conditional=False`."
         )
         raise ValueError(msg)

@@ -101,7 +101,7 @@ class Encoder(nn.Module):
         pool = self.network.attention
         is_eager_on_cpu = values.device.type == "cpu" and not torch.compiler.is_compiling()
         if is_eager_on_cpu or not pool.mask_padding:
-            return pool(expressed_genes(values, length=self.padded_length))
+            return pool(*expressed_genes(values, length=self.padded_length))
         return pool.pool_panel(values)
 
 

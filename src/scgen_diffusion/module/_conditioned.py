@@ -94,10 +94,6 @@ class ConditionedModule(BaseModuleClass):
         """Drop keys of training cells ``(cells, columns)`` as the strategy does, all of them with ``probability``."""
         return self.strategy.drop(condition, self.condition_columns, probability, generator)
 
-    def shown_conditions(self, condition: Tensor, guidance: Guidance) -> Tensor:
-        """Leave out the keys of conditions ``(cells, columns)`` that guidance ignores."""
-        return self.condition_columns.keep(condition, guidance.keys)
-
     # --- generation ------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -165,7 +161,7 @@ class ConditionedModule(BaseModuleClass):
             ``(n_wanted, genes)``.
         """
         given = condition if start_condition is None else start_condition
-        denoiser, shown = self.denoiser(given, guidance), self.shown_conditions(condition, guidance)
+        denoiser, shown = self.denoiser(given, guidance), self.condition_columns.keep(condition, guidance.keys)
 
         def draw(generators: Generators) -> Tensor:
             options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}

@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 
 Trainable = Literal["new_conditions", "conditions", "network", "all"]
 TRAINABLE: tuple[str, ...] = get_args(Trainable)
-PERTURBATION_FLOW, ABSENT, EFFECTS = (
-    "perturbation_flow.",
-    "absent_effects.",
-    "condition_effects.",
-)  # prefixes of names in a state
+# prefixes of names in a state
+PERTURBATION_FLOW, ABSENT, EFFECTS = "perturbation_flow.", "absent_effects.", "condition_effects."
 
 
 def perturbation_flow_fits(module: ConditionedModule, reference: ConditionedModule) -> bool:

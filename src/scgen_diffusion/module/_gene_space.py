@@ -137,7 +137,7 @@ class GeneSpaceModule(ConditionedModule):
         return torch.where(profile <= cut, 0.0, profile)  # NaN stays, to be detected later
 
     def _summarise(self, batches: Iterable[Tensor]) -> ProfileSummary:
-        return ProfileSummary.of(log_profile(x, self.input_values) for x in batches).to(self.shift.device)
+        return ProfileSummary.of((log_profile(x, self.input_values) for x in batches), self.shift.device)
 
     def start_from(self, batches: Iterable[Tensor]) -> None:
         """Set scale, limits of values and the distribution of each gene from training cells.

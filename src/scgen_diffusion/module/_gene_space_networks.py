@@ -6,7 +6,7 @@ molecules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,8 +56,8 @@ class ProfileSummary:
     fewest_zeros: Tensor
 
     @classmethod
-    def of(cls, batches: Iterable[Tensor]) -> ProfileSummary:
-        """Summarise batches of profiles ``(cells, genes)``, read once."""
+    def of(cls, batches: Iterable[Tensor], device: torch.device) -> ProfileSummary:
+        """Summarise batches of profiles ``(cells, genes)``, read once, for a module on ``device``."""
         n_cells, sums = 0, torch.zeros(1)
         smallest, largest, fewest_zeros = torch.tensor(torch.inf), torch.tensor(0.0), torch.tensor(1.0)
         for profile in batches:
@@ -71,11 +71,7 @@ class ProfileSummary:
         mean = (total / n_expressed).where(n_expressed > 0, total.sum() / n_expressed.sum())
         variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)
         parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest, largest, fewest_zeros)
-        return cls(*(part.float() for part in parts))
-
-    def to(self, device: torch.device | str) -> ProfileSummary:
-        """Return the same on another device."""
-        return ProfileSummary(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return cls(*(part.float().to(device) for part in parts))
 
     def moments(self, zero: float) -> tuple[Tensor, Tensor]:
         """Return each gene's mean and standard deviation over all cells, with zeros replaced by ``zero``."""

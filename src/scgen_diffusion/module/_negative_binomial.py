@@ -87,21 +87,12 @@ class Entries(NamedTuple):
     @classmethod
     def of_matrix(cls, counts: Tensor) -> Entries:
         """List the counts that are not zero, or take all on a GPU and in compiled code."""
-        lists_entries = counts.device.type == "cpu" and not torch.compiler.is_compiling()
-        return cls.of_nonzero(counts) if lists_entries else cls.of_all(counts)
-
-    @classmethod
-    def of_nonzero(cls, counts: Tensor) -> Entries:
-        """List the counts that are not zero."""
+        if counts.device.type != "cpu" or torch.compiler.is_compiling():
+            return cls(counts, counts)  # all, so that shapes do not depend on values
         places = counts.flatten().nonzero()[:, 0]
         x = counts.flatten()[places]
         largest = int(x.max()) if len(x) and torch.equal(x, x.round()) else None
         return cls(counts, x, places, largest)
-
-    @classmethod
-    def of_all(cls, counts: Tensor) -> Entries:
-        """Take all counts, so that shapes do not depend on values."""
-        return cls(counts, counts)
 
     @property
     def genes(self) -> Tensor:

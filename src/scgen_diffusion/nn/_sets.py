@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -19,30 +19,11 @@ CHUNK_ELEMENTS = {"cpu": 1 << 20}  # elements of (cells, genes, width) decoded a
 LARGE_CHUNK = 1 << 24
 
 
-class GeneSet(NamedTuple):
-    """The expressed genes of each cell, padded to a common length.
-
-    Attributes
-    ----------
-    genes
-        Gene numbers from 1, with 0 for padding, ``(cells, tokens)``.
-    values
-        Expression values, with 0 for padding, ``(cells, tokens)``.
-    """
-
-    genes: Tensor
-    values: Tensor
-
-    @property
-    def mask(self) -> Tensor:
-        """True for genes and false for padding, ``(cells, tokens)``."""
-        return self.genes > 0
-
-
-def expressed_genes(values: Tensor, *, length: int | None = None) -> GeneSet:
+def expressed_genes(values: Tensor, *, length: int | None = None) -> tuple[Tensor, Tensor]:
     """Collect the non-zero genes of dense ``values (cells, genes)``, padded to ``length``.
 
-    The default length is the largest number of expressed genes in the batch, at least 1.
+    The default length is the largest number of expressed genes in the batch, at least 1. The genes' numbers start at 1,
+    with 0 for padding, ``(cells, length)``. Their values have the same shape.
 
     Raises
     ------
@@ -63,7 +44,7 @@ def expressed_genes(values: Tensor, *, length: int | None = None) -> GeneSet:
     padded_values = torch.zeros(len(values), length, dtype=values.dtype, device=values.device)
     padded_genes[cells, slots] = genes + 1
     padded_values[cells, slots] = values[cells, genes]
-    return GeneSet(padded_genes, padded_values)
+    return padded_genes, padded_values
 
 
 class AttentionPooling(nn.Module):
@@ -117,13 +98,17 @@ class AttentionPooling(nn.Module):
         self.pool = CrossAttentionBlock(width, n_heads_cross, hidden)
         self.blocks = nn.Sequential(*(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers)))
 
-    def forward(self, gene_set: GeneSet) -> Tensor:
-        """Pool each cell's genes into tokens ``(cells, n_tokens, width)``."""
+    def forward(self, genes: Tensor, values: Tensor) -> Tensor:
+        """Pool what :func:`expressed_genes` returns into tokens ``(cells, n_tokens, width)``."""
+        if self.value_after_norm:
+            keys_values = embedding(genes, self.pool.project(self.embed_gene.weight)) * values[..., None]
+        else:
+            keys_values = self.pool.project(self.embed_gene(genes) * values[..., None])
         mask = None
         if self.mask_padding:  # a cell without genes attends to one padded token, as softmax over nothing is NaN
-            mask = gene_set.mask
+            mask = genes > 0
             mask = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], dim=1)
-        return self.blocks(self.pool(self.queries[None], self._keys_values(gene_set), mask))
+        return self.blocks(self.pool(self.queries[None], keys_values, mask))
 
     def pool_panel(self, values: Tensor) -> Tensor:
         """Pool dense, non-negative ``values (cells, genes)`` without collecting the expressed genes first.
@@ -140,11 +125,6 @@ class AttentionPooling(nn.Module):
             rows = torch.cat([torch.zeros_like(rows[:1]), rows])
             scales = torch.cat([~present.any(1, keepdim=True), present], dim=1).to(values.dtype)
         return self.blocks(self.pool.pool_scaled(self.queries[None], self.pool.project(rows), scales))
-
-    def _keys_values(self, gene_set: GeneSet) -> Tensor:
-        if self.value_after_norm:
-            return embedding(gene_set.genes, self.pool.project(self.embed_gene.weight)) * gene_set.values[..., None]
-        return self.pool.project(self.embed_gene(gene_set.genes) * gene_set.values[..., None])
 
 
 class FactorPooling(nn.Module):

@@ -233,7 +233,7 @@ class PerturbationFlowRecipe(Recipe):
     ----------
     n_paired
         Number of control and of perturbed cells of one group that optimal transport pairs. A step takes
-        ``batch_size / n_paired`` groups; ``batch_size`` counts pairs.
+        ``batch_size / n_paired`` groups, at least one; ``batch_size`` counts pairs.
     """
 
     learning_rate: float = 2e-3
@@ -241,13 +241,6 @@ class PerturbationFlowRecipe(Recipe):
     reference_steps: int = 300
     smallest_epoch: int = 10
     n_paired: int = 32
-
-    def __post_init__(self) -> None:
-        """Check that a step takes at least one group."""
-        super().__post_init__()
-        if self.n_paired > self.batch_size:
-            msg = f"`batch_size` must be at least `n_paired`, {self.n_paired}, but found {self.batch_size}."
-            raise ValueError(msg)
 
 
 @dataclass(frozen=True)
