@@ -56,7 +56,7 @@ class ProfileSummary:
     fewest_zeros: Tensor
 
     @classmethod
-    def of(cls, batches: Iterable[Tensor], device: torch.device) -> ProfileSummary:
+    def of(cls, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> ProfileSummary:
         """Summarise batches of profiles ``(cells, genes)``, read once, for a module on ``device``."""
         n_cells, sums = 0, torch.zeros(1)
         smallest, largest, fewest_zeros = torch.tensor(torch.inf), torch.tensor(0.0), torch.tensor(1.0)
