@@ -43,8 +43,7 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     """
     folder = Path(path).expanduser()
     if folder.is_file():
-        saved = f"give the folder {folder.parent}" if folder.suffix == ".pt" else "give the folder of a saved model"
-        msg = f"{folder} is a file; {saved}."
+        msg = f"{folder} is a file; give the folder of a saved model."
         raise FileNotFoundError(msg)
     if folder.exists() or len(folder.parts) != 1:
         return folder

@@ -240,7 +240,7 @@ class CellFiles:
             layers={} if self.layer is None else {self.layer: one},
             obsm=conditions.to_obsm(codes),
         )
-        arguments = {"layer": self.layer, **setup.arguments, "values": self.values}
+        arguments = {"layer": self.layer, **vars(setup), "values": self.values}
         made_by = {"setup_method_name": "setup_anndata", "setup_args": arguments}
         fields = [LayerField(REGISTRY_KEYS.X_KEY, self.layer), ConditionField(setup, self.by_key)]
         manager = AnnDataManager(fields=fields, setup_method_args=made_by)
@@ -389,11 +389,6 @@ class ReadTables:
     obs: pd.DataFrame
     obsm: Mapping[str, np.ndarray]
     owner: str = "files"
-
-    def part(self, rows: np.ndarray) -> ReadTables:
-        """Return some cells."""
-        arrays = {name: array[rows] for name, array in self.obsm.items()}
-        return ReadTables(self.obs.iloc[rows], arrays, self.owner)
 
 
 def matrices_of_genes(

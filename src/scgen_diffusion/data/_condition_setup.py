@@ -162,11 +162,6 @@ class ConditionSetup:
         return cls.of(**{option.name: given.get(option.name) for option in fields(cls)})
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of ``setup_anndata`` that give this setup, with embeddings as tables."""
-        return dict(vars(self))
-
-    @property
     def names(self) -> list[str]:
         """Names of the columns and arrays of classes, of numbers and of sets, in this order."""
         return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]

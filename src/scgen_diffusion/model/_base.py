@@ -277,7 +277,7 @@ class DiffusionModel(BaseModelClass):
         check_readable(adata)
         check_is_no_view(adata, "adata")
         setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
-        setup_method_args["setup_args"] |= setup.arguments
+        setup_method_args["setup_args"] |= vars(setup)
         where = check_layer(adata, layer)
         like_a_model = "source_registry" in kwargs  # which has chosen the layer
         advice = {"advice": ADVICE_ON_COUNTS.format(where=where)} if like_a_model else {}
@@ -1195,8 +1195,8 @@ class DiffusionModel(BaseModelClass):
         """Return cells of an AnnData for :meth:`_read`. None of them need conditions, or ``with_labels`` these rows."""
         codes = np.tile(self.combinations_[:1], (cells.n_obs, 1))  # placeholders: any known combination
         if with_labels:
-            arrays = {key.name: cells.obsm[key.name] for key in self._condition_keys if key.name in cells.obsm}
-            chosen = ReadTables(cells.obs, arrays, owner_of(cells)).part(rows)  # a view would copy `raw`
+            arrays = {key.name: cells.obsm[key.name][rows] for key in self._condition_keys if key.name in cells.obsm}
+            chosen = ReadTables(cells.obs.iloc[rows], arrays, owner_of(cells))  # a view would copy `raw`
             check_conditions(chosen, *keys_to_check(self._condition_keys))
             codes[rows] = encode_conditions(chosen, self._condition_keys)
         return GivenCells(cells, self._values_of(cells), codes)

@@ -165,7 +165,7 @@ class MULTISCLDM(SCLDM):
         else:
             likelihoods, layers = resolve_modalities(mdata, modalities, layers)
         setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(mdata)
-        setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **setup.arguments}
+        setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **vars(setup)}
         fields = [ModalitiesField(likelihoods, layers), ConditionField(setup)]
         manager = AnnDataManager(
             fields=fields,
