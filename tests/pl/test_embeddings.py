@@ -92,11 +92,11 @@ def test_scanpys_umap_draws_an_island_for_every_label(tmp_path):
 
 
 def test_the_users_cells_and_axes_are_used_as_they_are(first_components):
-    cells = [make_cells(seed=seed) for seed in range(2)]
+    cells = [make_cells(seed=seed) for seed in range(3)]
     before = [adata.copy() for adata in cells]
     _, axs = plt.subplots(1, 3, figsize=(9, 3))
 
-    axes = draw(*cells, color="cell_type", max_cells=40, axs=axs)
+    axes = draw(*cells[:2], train=cells[2], color="cell_type", max_cells=40, axs=axs)
 
     assert axes == list(axs)
     assert tuple(axs[0].figure.get_size_inches()) == (9, 3)

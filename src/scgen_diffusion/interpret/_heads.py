@@ -16,6 +16,7 @@ from scgen_diffusion.diffusion import Masking
 
 from ._noised_cells import (
     ALL,
+    DEFAULT_TIME,
     Averages,
     CellBatch,
     Moment,
@@ -23,7 +24,7 @@ from ._noised_cells import (
     group_cells,
     noised_cells,
     opened_network,
-    resolve_time,
+    resolve_times,
 )
 
 if TYPE_CHECKING:
@@ -44,11 +45,6 @@ Tokens = Literal["patches", "global"]
 def head_name(layer: int, head: int) -> str:
     """Name a head as interpretability papers do: ``L0H2`` is head 2 of layer 0."""
     return f"L{layer}H{head}"
-
-
-def layer_of_head(name: str) -> int:
-    """Return the layer of a head's name."""
-    return int(name[1:].partition("H")[0])
 
 
 def head_names(network: GeneDiT) -> list[str]:
@@ -134,7 +130,7 @@ def head_loadings(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    moment = resolve_time(model.module.path, time)
+    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
     check_count("n_probes", n_probes)
     places = places_of(network, tokens)
     is_masked = isinstance(model.module.path, Masking)
@@ -241,7 +237,7 @@ def head_effects(
     """
     network, module = opened_network(model), model.module
     source, rows = cells_of(model, adata, indices)
-    moment = resolve_time(module.path, time)
+    (moment,) = resolve_times(module.path, time, default=DEFAULT_TIME)
     groups, codes = group_cells(source, rows, groupby)
     averages = Averages(groups)
     changed = copy.deepcopy(module.averaged_network.module)
@@ -291,7 +287,7 @@ def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
     """
     smallest = max(SMALLEST_SHARE * loadings.to_numpy().max(), np.finfo(float).tiny)
     logs = np.log2(loadings.clip(lower=smallest))
-    layers = logs.T.groupby(layer_of_head, sort=False)
+    layers = logs.T.groupby(lambda head: head.partition("H")[0], sort=False)
     centred = layers.transform(lambda of_heads: of_heads - of_heads.mean()).T
     return centred - centred.mean()
 

@@ -12,13 +12,13 @@ from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
 from ._heads import head_name
 from ._noised_cells import (
     ALL,
+    DEFAULT_TIME,
     DEFAULT_TIMES,
     Averages,
     cells_of,
     group_cells,
     noised_cells,
     opened_network,
-    resolve_time,
     resolve_times,
 )
 
@@ -192,7 +192,7 @@ def head_coding_rates(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    moment = resolve_time(model.module.path, time)
+    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
     parts = []
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
         labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)

@@ -47,12 +47,6 @@ class Moment:
     path_time: float
     noise_level: float
 
-    @classmethod
-    def of(cls, path: Path, network_time: float) -> Moment:
-        """Return the moment of a time on the network's scale."""
-        path_time = path.time(torch.tensor(network_time, dtype=torch.float64))
-        return cls(network_time, path_time.item(), path.sigma(path_time).item())
-
 
 def resolve_times(path: Path, times: Sequence[float] | float | None, *, default: Any) -> list[Moment]:
     """Check times on the network's scale, and return their moments on the path.
@@ -67,22 +61,8 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     if not values or not all(is_number(value) and 0 <= value <= highest for value in values):
         msg = f"`times` must be numbers from 0 to {highest}, but found {times!r}."
         raise ValueError(msg)
-    return [Moment.of(path, float(value)) for value in values]
-
-
-def resolve_time(path: Path, time: float | None) -> Moment:
-    """Check one time on the network's scale, and return its moment on the path; see :func:`resolve_times`.
-
-    Raises
-    ------
-    ValueError
-        If it is not allowed, or there are several.
-    """
-    moments = resolve_times(path, time, default=DEFAULT_TIME)
-    if len(moments) > 1:
-        msg = f"`time` must be one number, but found {time!r}; only `layer_statistics` takes several times."
-        raise ValueError(msg)
-    return moments[0]
+    path_times = [path.time(torch.tensor(value, dtype=torch.float64)) for value in values]
+    return [Moment(float(v), t.item(), path.sigma(t).item()) for v, t in zip(values, path_times, strict=True)]
 
 
 class Averages:
