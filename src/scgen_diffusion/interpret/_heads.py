@@ -130,7 +130,7 @@ def head_loadings(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME, most=1)
     check_count("n_probes", n_probes)
     places = places_of(network, tokens)
     is_masked = isinstance(model.module.path, Masking)
@@ -237,7 +237,7 @@ def head_effects(
     """
     network, module = opened_network(model), model.module
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(module.path, time, default=DEFAULT_TIME)
+    (moment,) = resolve_times(module.path, time, default=DEFAULT_TIME, most=1)
     groups, codes = group_cells(source, rows, groupby)
     averages = Averages(groups)
     changed = copy.deepcopy(module.averaged_network.module)

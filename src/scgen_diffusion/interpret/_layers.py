@@ -192,7 +192,7 @@ def head_coding_rates(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME, most=1)
     parts = []
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
         labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)

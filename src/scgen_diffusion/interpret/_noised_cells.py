@@ -48,17 +48,19 @@ class Moment:
     noise_level: float
 
 
-def resolve_times(path: Path, times: Sequence[float] | float | None, *, default: Any) -> list[Moment]:
+def resolve_times(
+    path: Path, times: Sequence[float] | float | None, *, default: Any, most: float = np.inf
+) -> list[Moment]:
     """Check times on the network's scale, and return their moments on the path.
 
     Raises
     ------
     ValueError
-        If there are no times, or one is not a number or beyond the ends of the path.
+        If there are no times, or too many, or one is not a number or beyond the ends of the path.
     """
     values = np.ravel(default[type(path)] if times is None else times).tolist()
     highest = path.n_timesteps - 1 if isinstance(path, VariancePreserving) else 1
-    if not values or not all(is_number(value) and 0 <= value <= highest for value in values):
+    if not 0 < len(values) <= most or not all(is_number(value) and 0 <= value <= highest for value in values):
         msg = f"`times` must be numbers from 0 to {highest}, but found {times!r}."
         raise ValueError(msg)
     path_times = [path.time(torch.tensor(value, dtype=torch.float64)) for value in values]
