@@ -50,6 +50,7 @@ LETTER = 0.085  # inches, of a label
 N_TREND_POINTS = 20
 MOST_GENES = 300  # of a dot plot
 UNCLIPPED_SHARE = 0.99
+ALL_CELLS = "all cells"
 ROW = "label and kind of cells"  # unlike any gene
 
 
@@ -67,8 +68,7 @@ def library_size(
 ) -> Axes | None:
     """Plot the distribution of total counts in real and synthetic cells, on a logarithmic axis.
 
-    Without `groupby`, it draws histograms with lines at the medians. By group, it draws violins with lines at the
-    quartiles. Cells without counts are left out.
+    Violins have lines at the quartiles. Cells without counts are left out.
 
     Parameters
     ----------
@@ -113,29 +113,19 @@ def library_size(
         if totals is None or not totals.any():
             msg = f"`{name}` holds no counts, or log-normalised values; set `layer` to the layer with counts."
             raise ValueError(msg)
-        labels = "" if groupby is None else labels_of(side.cells, groupby, name).to_numpy()
+        labels = ALL_CELLS if groupby is None else labels_of(side.cells, groupby, name).to_numpy()
         tables.append(pd.DataFrame({"total": totals, "cells": name, "label": labels}))
     table = pd.concat(tables, ignore_index=True).query("total > 0")
     look = {"x": "total", "hue": "cells", "palette": SOURCES, "legend": False}
-    names = {name: name for name in SOURCES}
-    if groupby is None:
-        (ax,) = panels(1, ax, size=(3.6, 3.6))
-        bars = {"stat": "proportion", "common_norm": False, "log_scale": True, "element": "step", "alpha": 0.25}
-        sns.histplot(table, ax=ax, **look, **bars)
-        for name, median in table.groupby("cells")["total"].median().items():
-            ax.axvline(median, color=SOURCES[name], linestyle="-" if name == "real" else "--", linewidth=1.5)
-            names[name] += f"\n(median {median:,.0f})"
-        ax.set(ylabel="share of cells", title="Library size, medians as lines")
-    else:
-        order = choose("groupby", None, label_order(real, groupby, table["label"]), most=MOST_LABELS)
-        (ax,) = panels(1, ax, size=(5.5 + LETTER * max(map(len, order)), 1.2 + 0.36 * len(order)))
-        shapes = {"inner": "quart", "cut": 0, "density_norm": "width", "linewidth": 0.8, "log_scale": True}
-        sns.violinplot(table, y="label", order=order, ax=ax, **look, **shapes)
-        ax.set(ylabel="", title="Library size")
-    ax.set_xlabel("total counts per cell")
+    order = [ALL_CELLS] if groupby is None else label_order(real, groupby, table["label"])
+    order = choose("groupby", None, order, most=MOST_LABELS)
+    (ax,) = panels(1, ax, size=(5.5 + LETTER * max(map(len, order)), 1.2 + 0.36 * len(order)))
+    shapes = {"inner": "quart", "cut": 0, "density_norm": "width", "linewidth": 0.8, "log_scale": True}
+    sns.violinplot(table, y="label", order=order, ax=ax, **look, **shapes)
+    ax.set(xlabel="total counts per cell", ylabel="", title="Library size")
     plain_numbers(ax.xaxis)
     without_frame(ax)
-    explain_colors(ax, {names[name]: color for name, color in SOURCES.items()})
+    explain_colors(ax, SOURCES)
     return finish(ax, show, save)
 
 
@@ -359,9 +349,6 @@ def gene_correlation(
     for name, side in sides.items():
         labels = None if groupby is None else labels_of(side.cells, groupby, name).to_numpy().astype(str)
         vectors.append(gene_correlations(side.expression.values[:, places].toarray(), labels))
-        if not vectors[-1].any():
-            msg = f"`{name}` has no correlations between these genes: none varies{' within groups' * bool(groupby)}."
-            raise ValueError(msg)
     matrices = [squareform(vector) for vector in vectors]
     distances = np.maximum(1 - vectors[0], 0)  # rounding puts equal genes a little below zero
     order = leaves_list(linkage(distances, "average", optimal_ordering=True))
@@ -455,9 +442,6 @@ def marker_dotplot(
         known = labels["real"][is_labelled].to_numpy()
         of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes) if len(known) else {}
         places = [place for label in order for place in of_label.get(label, [])]
-        if not places:
-            msg = f"There are no markers of {groupby!r}, which take two labels of two cells each; name some `genes`."
-            raise ValueError(msg)
     else:
         title = "Expression of genes"
         places = real.var_names.get_indexer(choose("genes", genes, real.var_names))
