@@ -44,7 +44,7 @@ def build_inputs(n_classes, n_samples=5):
 
 
 def build_field(network, condition, columns, strategy, scales):
-    return GuidedField(network, condition, columns, Guidance.of(CONDITION_STRATEGIES[strategy], scales))
+    return GuidedField(network, condition, columns, Guidance(CONDITION_STRATEGIES[strategy].terms(scales)))
 
 
 @given(scales=st.lists(SCALES, min_size=1, max_size=3))

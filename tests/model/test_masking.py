@@ -67,7 +67,7 @@ def test_totals_that_a_condition_never_has_look_like_its_usual_ones(make_cells, 
     module = make_trained(adata, cls=SCRDIT, max_epochs=3, **MASKED).module
     condition = module.condition_tensor(np.zeros((6, 2), int))
     least, low, high, largest = module.library_size.bounds(condition)
-    guidance = Guidance.of(Joint(), [1.0, 1.0])
+    guidance = Guidance(Joint().terms([1.0, 1.0]))
     predict = module.denoiser(condition, guidance)
     plain = GeneSpaceModule.denoiser(module, condition, guidance)
 

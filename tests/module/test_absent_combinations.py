@@ -74,7 +74,7 @@ def module(tiny):
 def mean_shares(module, code, n_cells=2000):
     """Expected shares of generated cells of one combination."""
     condition, generators = code.expand(n_cells, -1), Generators(3, range(n_cells))
-    guidance = Guidance.of(module.strategy, [1.0, 1.0])
+    guidance = Guidance(module.strategy.terms([1.0, 1.0]))
     states = SAMPLER(module.denoiser(condition, guidance), module.draw_noise(generators), generators=generators)
     with torch.no_grad():
         means = module.likelihood.mean(

@@ -51,7 +51,7 @@ def test_decoding_undoes_encoding_and_restores_exact_zeros(profile, zero_value, 
     module = build(n_genes=4, input_values="log1p", zero_value=zero_value, scaling=scaling)
     module.start_from([profile])
 
-    restored = module.profiles_of(module.encode(profile))
+    restored = module.cut_zeros(module.expected_profiles(module.encode(profile)))
 
     assert torch.equal(restored == 0, profile == 0)
     tolerance = 1e-6 * max(10, abs(zero_value or 0))  # single precision at the largest value on the way
@@ -78,9 +78,9 @@ def test_values_are_negated_clamped_and_stay_no_numbers(profiles, zero_value):
     assert torch.equal(encoded, profiles if zero_value is None else torch.where(profiles == 0, zero_value, profiles))
 
     values = torch.linspace(-3, 3, N_GENES)[None]
-    assert torch.equal(module.profiles_of(values), values.clamp(min=0))
+    assert torch.equal(module.cut_zeros(module.expected_profiles(values)), values.clamp(min=0))
     nan = torch.full((1, N_GENES), torch.nan)  # what a diverged sampler is known by
-    assert module.profiles_of(nan).isnan().all()
+    assert module.cut_zeros(module.expected_profiles(nan)).isnan().all()
     assert to_counts(nan, torch.tensor([10.0])).isnan().all()
 
 
@@ -99,7 +99,7 @@ def test_a_network_that_knows_the_data_samples_it(profiles, sampler):
     sampled = module.sample_cells(
         torch.zeros(5, 0).long(),
         Generators(0, range(5)),
-        guidance=Guidance.of(Joint(), []),
+        guidance=Guidance(Joint().terms([])),
         sampler=sampler,
         n_steps=20,
         n_wanted=5,

@@ -83,7 +83,7 @@ def test_latents_are_sampled_on_their_own_scale(monkeypatch):
     z = module.sample_cells(
         torch.zeros(64, 0).long(),
         Generators(0, range(64)),
-        guidance=Guidance.of(Joint(), []),
+        guidance=Guidance(Joint().terms([])),
         sampler=FLOW_SAMPLERS["euler"],
         n_steps=2,
         library_size=np.full(64, 100.0),

@@ -133,7 +133,7 @@ def test_a_tenth_of_the_genes_is_hidden_in_training_only():
 def test_profiles_are_those_of_cells_with_totals_of_the_default_distribution():
     module, none = module_of(5, library_size="normal"), torch.zeros(50, 0)
     module.library_size.fit(torch.tensor([0.0] * 9 + [9.0]), none[:10])
-    options = {"guidance": Guidance.of(Joint(), []), "sampler": UnmaskingSampler(), "n_steps": 4, "n_wanted": 50}
+    options = {"guidance": Guidance(Joint().terms([])), "sampler": UnmaskingSampler(), "n_steps": 4, "n_wanted": 50}
 
     with torch.no_grad():
         counts = module.sample_cells(none, Generators(0, range(50)), library_size="normal", output="counts", **options)

@@ -152,11 +152,6 @@ def test_heads_read_their_coordinates_of_the_modulated_tokens():
         torch.testing.assert_close(found, expected)
 
 
-def test_other_blocks_have_no_subspaces():
-    with pytest.raises(ValueError, match="block='white_box'"):
-        build("patches").head_coordinates(*build_inputs("patches"))
-
-
 def test_global_tokens_read_and_write_all_genes():
     network = build("global tokens", started=False)
     stir(network.read_all_genes), stir(network.write_all_genes), stir(network.network.blocks)

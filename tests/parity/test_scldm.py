@@ -143,7 +143,7 @@ def field_of(module, strategy, what):
     condition, columns = recorded_condition(strategy), module.condition_columns
     if what == "guided":
         scales = [RECORDING["guidance_weight"][key] for key in KEYS]
-        return GuidedField(module.prior, condition, columns, Guidance.of(module.strategy, scales))
+        return GuidedField(module.prior, condition, columns, Guidance(module.strategy.terms(scales)))
     if what.startswith("conditional."):
         condition = columns.keep(condition, [KEYS.index(what.removeprefix("conditional."))])
     elif what == "unconditional":
@@ -163,7 +163,7 @@ def test_velocities_are_the_recorded_ones(modules, strategy, what):
 @pytest.mark.parametrize("what", ["guided", "unconditional"])
 def test_sampled_latents_are_the_recorded_ends_of_the_flow(modules, strategy, what):
     weights, module = RECORDING["guidance_weight"], modules[strategy]
-    guidance = Guidance.of(module.strategy, [weights[key] if what == "guided" else 0.0 for key in KEYS])
+    guidance = Guidance(module.strategy.terms([weights[key] if what == "guided" else 0.0 for key in KEYS]))
     denoiser = module.denoiser(recorded_condition(strategy), guidance)
     ends = FLOW_SAMPLERS["midpoint"](denoiser, VECTORS[f"{strategy}.x"], n_steps=N_ODE_STEPS)
     assert relative_error(module.unstandardise(ends), VECTORS[f"{strategy}.ode_end_{what}"]) < ODE_TOLERANCE

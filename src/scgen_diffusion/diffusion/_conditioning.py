@@ -132,8 +132,6 @@ class Additive:
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
         """Drop each key of a sample with its own coin, and all of them with one more."""
-        if columns.n_keys == 0:
-            return condition
         n_coins = columns.n_keys + (columns.n_keys > 1)  # a single key needs no extra coin
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
         return columns.null_unless(condition, kept[:, : columns.n_keys] & kept[:, -1:])

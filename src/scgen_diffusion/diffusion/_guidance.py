@@ -41,16 +41,11 @@ class Guidance:
     Examples
     --------
     >>> from scgen_diffusion.diffusion import Guidance, Joint
-    >>> Guidance.of(Joint(), [2.0]).terms
+    >>> Guidance(Joint().terms([2.0])).terms
     {(): -1.0, (0,): 2.0}
     """
 
     terms: Terms
-
-    @classmethod
-    def of(cls, strategy: ConditionStrategy, scales: Sequence[float]) -> Self:
-        """Compose the predictions as a strategy does, with one scale per key."""
-        return cls(strategy.terms(scales))
 
     @classmethod
     def resolve(cls, scale: GuidanceScale, strategy: ConditionStrategy, keys: Sequence[str]) -> Self:
@@ -93,7 +88,7 @@ class Guidance:
                 f"All keys have the guidance scale {mean(scales):g}, the mean of the given ones, because the model "
                 "learned them together only. For a scale per key, train with `condition_strategy='additive'`."
             )
-        return cls.of(strategy, scales)
+        return cls(strategy.terms(scales))
 
     @property
     def keys(self) -> tuple[int, ...]:

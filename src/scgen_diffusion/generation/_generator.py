@@ -386,7 +386,7 @@ class CellGenerator:
                 if request.inversion is None:  # the perturbation flow moves the cells that become perturbed
                     given = module.unstandardise(states)
                     return module.perturbed_latents(states, own, new, sampling.sampler, **options)
-                plain = Guidance.of(module.strategy, [1.0] * len(module.conditions))
+                plain = Guidance(module.strategy.terms([1.0] * len(module.conditions)))
                 to_noise, to_cells = module.denoiser(own, plain), module.denoiser(new, sampling.guidance)
                 return request.inversion(to_noise, to_cells, states, **options)
 

@@ -133,7 +133,7 @@ class Prediction(Job):
         else:
             inversion = None
             engine.check_sampler(sampling)
-            if sampling.guidance != Guidance.of(module.strategy, [1.0] * len(conditions.keys)):
+            if sampling.guidance != Guidance(module.strategy.terms([1.0] * len(conditions.keys))):
                 msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
                 raise ValueError(msg)
         if library_size is not None and module.keeps_totals:

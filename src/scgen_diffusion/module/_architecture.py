@@ -242,7 +242,7 @@ class GeneSpaceArchitecture:
     n_global_tokens
         Number of tokens in the transformers that read all genes at once, and write to all (published: none).
     unet_width
-        Channels of the U-Net's first level; the others have two, four and four times as many.
+        Channels of the U-Net's first level, a multiple of 4; the others have two, four and four times as many.
     condition_strategy
         Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
         ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
@@ -297,8 +297,6 @@ class GeneSpaceArchitecture:
             )
         elif self.head == "spike_and_slab" and self.target != "data":
             return f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
-        if self.unet_width % 4:
-            return f"`unet_width` must be a multiple of 4, the number of attention heads, but found {self.unet_width}."
         return ""
 
 

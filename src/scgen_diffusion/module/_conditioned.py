@@ -264,10 +264,6 @@ class ConditionedModule(BaseModuleClass):
             ``(block, genes)``, or only the wanted cells.
         """
 
-    @abstractmethod
-    def profiles_of(self, states: Tensor) -> Tensor:
-        """Convert states of finished cells, ``(cells, ...)``, to log-normalised profiles ``(cells, genes)``."""
-
     def draw_totals(
         self,
         library_size: LibrarySizeKind | np.ndarray,

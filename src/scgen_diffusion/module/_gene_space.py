@@ -282,10 +282,6 @@ class GeneSpaceModule(ConditionedModule):
         profile = self.cut_zeros(self.expected_profiles(states), smallest)
         return profile if output == "log1p" else to_counts(profile, draw_totals(library_features(profile)))
 
-    def profiles_of(self, states: Tensor) -> Tensor:
-        """Convert states ``(cells, genes)`` to profiles with exact zeros."""
-        return self.cut_zeros(self.expected_profiles(states))
-
     def has_zeros(self, output: InputValues) -> bool:
         """Return whether generated cells have enough zeros to be stored sparse: always."""
         return True

@@ -211,7 +211,8 @@ class SCLDMModule(ConditionedModule):
         """
         if keep is not None:
             x = keep_molecules(x, keep, generator)
-        posterior = self.encoder(*self._encoder_input(x))
+        values = x.log1p() if self.input_values == "counts" else x
+        posterior = self.encoder(values, self.pooled_profile(x))
         z = posterior.mean if noise is None else posterior.draw(noise)
         return {"posterior": posterior, "z": z, "seen": x}
 
@@ -318,10 +319,6 @@ class SCLDMModule(ConditionedModule):
         """Return log total counts for the library-size model, ``(cells,)``."""
         return self.totals(x)[:, 0].log()
 
-    def predict_log_totals(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict mean and standard deviation of log totals from latents; observed totals are not used."""
-        return self.library_size.predict(z)
-
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor | None:
         """Draw the share of counts that the encoder sees, from ``at_least`` to 1, ``(cells, 1)``; None: all of them."""
         if at_least >= 1 or self.input_values != "counts":
@@ -331,9 +328,6 @@ class SCLDMModule(ConditionedModule):
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
         return gene_loadings(self.encoder, self.decoder)
-
-    def _encoder_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x.log1p() if self.input_values == "counts" else x), self.pooled_profile(x)
 
     def pooled_profile(self, x: Tensor) -> Tensor:
         """Return the input of factor pooling, the square root of normalised counts, ``(cells, genes)``."""
@@ -667,7 +661,7 @@ class SCLDMModule(ConditionedModule):
         self, condition: Tensor, log_shares: Tensor, sampler: Sampler, bar: Callable[[Sequence[Any]], Iterable[Any]]
     ) -> Tensor:
         """Return the log ratios of expected shares to those of a few generated cells, ``(m, genes)``."""
-        guidance = Guidance.of(self.strategy, [1.0] * len(self.conditions))
+        guidance = Guidance(self.strategy.terms([1.0] * len(self.conditions)))
         device, found = self.latent_mean.device, []
         for codes, expected in bar([*zip(condition.split(AT_ONCE), log_shares.split(AT_ONCE), strict=True)]):
             given = codes.repeat_interleave(N_TO_COMPARE, 0)

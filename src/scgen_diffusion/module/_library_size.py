@@ -220,8 +220,11 @@ class LibrarySizeModel(nn.Module):
         within = ((drawn[:, 0] - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
         return (above - 1 + within) / (N_QUANTILES - 1)
 
-    def predict(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict mean and standard deviation of the log total from latents ``(n, tokens, width)``, each ``(n,)``."""
+    def predict(self, z: Tensor, log_totals: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Predict mean and standard deviation of the log total from latents ``(n, tokens, width)``, each ``(n,)``.
+
+        Only models of several modalities read known log totals.
+        """
         mean, log_std = self.head(z.flatten(1)).float().unbind(1)  # bfloat16 has too few digits for log totals
         return self.head_mean + self._unit * mean, self._unit * log_std.clamp(-5, 2).exp()
 

@@ -212,10 +212,6 @@ class MultimodalModule(SCLDMModule):
         """Return log totals, NaN where a cell lacks the modality, ``(cells, modalities)``."""
         return self.totals(x).log().masked_fill(~self.has(x), torch.nan)
 
-    def predict_log_totals(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict mean and standard deviation of log totals from latents and the totals of earlier modalities."""
-        return self.library_size.predict(z, log_totals)
-
     def draw_totals(
         self,
         library_size: LibrarySizeKind | np.ndarray,
@@ -259,7 +255,7 @@ class MultimodalModule(SCLDMModule):
             msg = "Some cells lack a modality, and its library size cannot be predicted yet; call train_prior() first."
             raise RuntimeError(msg)
         for number in range(len(self.modalities)):  # later totals depend on earlier ones
-            mean, std = self.predict_log_totals(z, log_totals)
+            mean, std = self.library_size.predict(z, log_totals)
             predicted = (mean + std * noise)[:, number].clamp(min=0)
             log_totals[:, number] = torch.where(log_totals[:, number].isnan(), predicted, log_totals[:, number])
         return log_totals.exp()

@@ -165,13 +165,10 @@ class GeneDiT(nn.Module):
         return self.network.trace(self._embed(x_t), self.network.embed_context(t, condition))
 
     def head_coordinates(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[Tensor]:
-        r"""Return what each white-box head reads: :math:`U_k^\top z` of its modulated tokens ``z``.
+        r"""Return what each head of white-box blocks reads: :math:`U_k^\top z` of its modulated tokens ``z``.
 
         One tensor per layer, ``(cells, heads, patches, width / heads)``.
         """
-        if not all(isinstance(block.attention, SubspaceAttention) for block in self.network.blocks):
-            msg = "Only the heads of white-box blocks have a subspace: build the network with block='white_box'."
-            raise ValueError(msg)
         traces = self.trace(x_t, t, condition)
         return [
             block.attention.coordinates(trace.attention.modulated)

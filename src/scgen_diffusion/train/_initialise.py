@@ -242,7 +242,7 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.
                 part[name].to(module.device).repeat_interleave(n_draws, 0) for name in ("mean", "std", "log_total")
             )
             z = mean + std * torch.randn(mean.shape, generator=generator).to(module.device)
-            mean, std = (values.cpu() for values in module.predict_log_totals(z, log_totals))
+            mean, std = (values.cpu() for values in module.library_size.predict(z, log_totals))
             totals = mean + std * torch.randn(mean.shape, generator=generator)
             yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
 

@@ -297,7 +297,6 @@ PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
     schedule="constant",
     batch_size=16,
     n_epochs=1600,
-    drop_probability=0.1,
     bfloat16=True,
 )
 
