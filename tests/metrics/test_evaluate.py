@@ -567,7 +567,7 @@ def test_intervals_of_a_classifier_are_as_wide_as_its_auc_varies_between_draws_o
         ({"n_bootstrap": -1}, ValueError, "`n_bootstrap`"),
         ({"n_repeats": -1}, ValueError, "`n_repeats`"),
         ({"space": ComparisonSpace.fit(cells(60, seed=9, n_genes=50))}, ValueError, "40 genes"),
-        ({"space": ComparisonSpace.fit(cells(60, seed=9)[:, ::-1].copy())}, ValueError, "'g0'.*'g39'"),
+        ({"space": ComparisonSpace.fit(cells(60, seed=9)[:, ::-1].copy())}, ValueError, "order"),
     ],
 )
 def test_arguments_that_cannot_be_compared_raise(options, error, message):

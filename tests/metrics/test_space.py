@@ -90,5 +90,5 @@ def test_cells_of_other_genes_are_refused():
     assert space.project(train).shape == (50, 3)
     with pytest.raises(ValueError, match="5 genes.* 8"):
         space.project(train[:, :5].copy())
-    with pytest.raises(ValueError, match="'7'.*'0'"):
+    with pytest.raises(ValueError, match="order"):
         space.project(train[:, ::-1].copy())

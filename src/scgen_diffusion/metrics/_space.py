@@ -165,7 +165,5 @@ class ComparisonSpace:
         """Raise unless cells with so many genes, and with these names if they have names, can be projected."""
         is_known = self.names is None or names is None or np.array_equal(names, self.names)
         if n_genes != self.panel_size or not is_known:
-            found = "" if names is None else f", {names[0]!r} to {names[-1]!r}"
-            own = "" if self.names is None else f", {self.names[0]!r} to {self.names[-1]!r}, in this order"
-            msg = f"The cells have {n_genes} genes{found}, but the space is of {self.panel_size}{own}."
+            msg = f"The cells have {n_genes} genes, but the space is of {self.panel_size} others, or in another order."
             raise ValueError(msg)

@@ -39,14 +39,12 @@ def layer_statistics(
     table: pd.DataFrame,
     statistics: str | Sequence[str] = "subspace_coding_rate_before",
     *,
-    head: str | None = None,
-    layers: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot statistics of the layers over the diffusion time, one panel per layer and one line per group of cells.
+    """Plot statistics of the layers, of all heads together, over the diffusion time: a line per group of cells.
 
     Parameters
     ----------
@@ -54,10 +52,8 @@ def layer_statistics(
         What :func:`~scgen_diffusion.interpret.layer_statistics` returned.
     statistics
         Statistics to plot, with one line style each.
-    head
-        One head, such as ``"L0H2"``. Default: all heads together.
-    layers, groups
-        Layers and groups to show. Default: all.
+    groups
+        Groups to show. Default: all.
     axs
         Axes to draw on, one per layer.
     show
@@ -73,13 +69,11 @@ def layer_statistics(
     Raises
     ------
     ValueError
-        If a statistic, layer, group or column is not in the table.
+        If a statistic or group is not in the table.
     """
-    (head,) = choose("head", head or "all", table["head"].unique())
-    table = table[table["head"] == head]
-    of_head = "" if head == "all" else f"` of `head={head!r}"  # some statistics are of all heads together
-    names = choose(f"statistics{of_head}", statistics, table["statistic"].unique(), most=len(LINE_STYLES))
-    layers = choose("layers", layers, sorted(table["layer"].unique()))
+    table = table[table["head"] == "all"]
+    names = choose("statistics", statistics, table["statistic"].unique(), most=len(LINE_STYLES))
+    layers = sorted(table["layer"].unique())
     known = list(table["group"].unique())
     groups = choose("groups", groups, known)
     colors = scanpy_colors(known)
@@ -132,7 +126,6 @@ def head_loadings(
     table: pd.DataFrame,
     *,
     n_genes: int = 5,
-    heads: Sequence[str] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
@@ -146,8 +139,6 @@ def head_loadings(
         map.
     n_genes
         Genes per head. A gene that is at the top of several heads is shown once, with the first of them.
-    heads
-        Heads to show. Default: all.
     ax
         Axis to draw on.
     show
@@ -159,14 +150,8 @@ def head_loadings(
     -------
     matplotlib.axes.Axes or None
         The axis, or None if the figure is shown.
-
-    Raises
-    ------
-    ValueError
-        If a head is unknown.
     """
     check_count("n_genes", n_genes)
-    table = table[choose("heads", heads, table)]
     genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
     (ax,) = panels(1, ax, size=(1.6 + 0.32 * table.shape[1], 1.2 + 0.16 * len(genes)))
     values = table.loc[genes].to_numpy()
