@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._arguments import check_argument_names, list_first
+from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import remove, write_atomically
 
 from ._options import FILE, NEW, Keyed, command, existing_file, flag, option, pick, setting, value
@@ -111,9 +111,6 @@ def build(package: Any, paths: list[Path], options: dict[str, Any]) -> Any:
 
     if reference is not None:
         setup |= pick(options, "trainable") | architecture
-        check_argument_names(
-            "load_query_data", setup, ["trainable", "condition_embeddings"]
-        )  # the reference has others
         model = package.model.load(reference, adata=False, accelerator="cpu")
         cells = paths if in_files else of_model(model, read_cells(paths[0]))
         return type(model).load_query_data(cells, model, **setup)

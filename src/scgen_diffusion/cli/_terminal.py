@@ -37,6 +37,7 @@ def end_of(error: Exception) -> Stop:
     frames = traceback.extract_tb(error.__traceback__)
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     is_check = frames[-1].filename.startswith(FOLDER) and (frames[-1].line or "").startswith("raise")
+    is_check |= isinstance(error, TypeError) and "unexpected keyword argument" in message  # Python's own check
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif not is_check:

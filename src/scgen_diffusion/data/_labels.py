@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgen_diffusion._arguments import is_number
+from scgen_diffusion._arguments import is_number, known_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +72,9 @@ def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
     if repeated := [key for key in keys if keys.count(key) > 1]:
         msg = f"The column of labels {repeated[0]!r} is listed more than once; list it once."
         raise ValueError(msg)
+    if missing := [key for key in keys if key not in obs]:
+        msg = f"`obs` has no column {missing[0]!r}. {known_names(missing[0], list(obs))}"
+        raise KeyError(msg)
     columns = [as_labels(obs[key]) for key in keys]
     if len(columns) > 1:
         columns = [column.str.replace(r"([|\\])", r"\\\1", regex=True) for column in columns]
