@@ -21,7 +21,6 @@ from scgen_diffusion.diffusion import (
     DDPMSampler,
     Denoiser,
     DPMSolverSampler,
-    Estimate,
     FixedStepSampler,
     Generators,
     LinearInterpolant,
@@ -58,7 +57,7 @@ def best_estimate(path, x_t, t):
     """Return the closed-form data and noise of ``x_t`` at one time."""
     alpha, sigma = path.alpha(t), path.sigma(t)
     residual = (x_t - alpha * MEAN) @ torch.linalg.inv(covariance_at(path, t))
-    return Estimate(MEAN + alpha * residual @ COVARIANCE, sigma * residual)
+    return MEAN + alpha * residual @ COVARIANCE, sigma * residual
 
 
 def build_denoiser(path=PATH, target="v", counts=None):
@@ -160,7 +159,7 @@ def test_error_of_diffusion_falls_with_the_order_of_the_solver(name, order):
     t = torch.linspace(0, 1 - 1 / path.n_timesteps, 100_001, dtype=torch.float64)
     log_snr = (path.alpha(t) / path.sigma(t)).log()
     # The last step returns the estimated data, which are compared with those of the exact solution at timestep 0.
-    exact = best_estimate(path, exact_end(path, x, (0.0, t[-1])), t[-1]).data
+    exact = best_estimate(path, exact_end(path, x, (0.0, t[-1])), t[-1])[0]
 
     def error(n_steps):
         """Return the largest distance to the exact solution after equal steps of the log SNR, and one to the data."""

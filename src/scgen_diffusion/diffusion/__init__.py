@@ -17,7 +17,7 @@ from ._count_draws import (
     keep_where,
 )
 from ._coupling import optimal_pairs
-from ._denoiser import TARGETS, Denoiser, Estimate, Kinds, Target, diffusion_loss, spike_and_slab_mean
+from ._denoiser import TARGETS, Denoiser, Kinds, Target, diffusion_loss, spike_and_slab_mean
 from ._guidance import Guidance, GuidanceScale, GuidedField
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._paths import (
@@ -53,7 +53,6 @@ __all__ = [
     "DPMSolverSampler",
     "Denoiser",
     "DiffusionSampler",
-    "Estimate",
     "FixedStepSampler",
     "FlowInversion",
     "Generators",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -108,13 +108,6 @@ TARGETS: dict[str, Target] = {
 }
 
 
-class Estimate(NamedTuple):
-    """The estimated data and noise in ``x_t``, each of ``x_t``'s shape."""
-
-    data: Tensor
-    noise: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network's prediction, together with its path and its target.
@@ -139,7 +132,7 @@ class Denoiser:
     ...     lambda x, t: torch.ones_like(x), LinearInterpolant(), TARGETS["data"]
     ... )
     >>> denoiser.estimate(torch.zeros(1, 2), torch.tensor(0.5))
-    Estimate(data=tensor([[1., 1.]]), noise=tensor([[-1., -1.]]))
+    (tensor([[1., 1.]]), tensor([[-1., -1.]]))
     """
 
     field: Field
@@ -150,9 +143,9 @@ class Denoiser:
         """Return the prediction at path times ``t``, which samplers know, instead of the network's times."""
         return self.field(x_t, self.path.network_time(t))
 
-    def estimate(self, x_t: Tensor, t: Tensor) -> Estimate:
+    def estimate(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate the data and noise in ``x_t (n, ...)``, for one time or times ``(n,)``."""
-        return Estimate(*self.target.to_data_and_noise(self.path, self(x_t, t), x_t, t))
+        return self.target.to_data_and_noise(self.path, self(x_t, t), x_t, t)
 
 
 class Network(Protocol):

@@ -150,8 +150,8 @@ class NoiseInversion:
                 noise = rest / following.sigma
 
     def _advance(self, denoiser: Denoiser, x: Tensor, now: Level, following: Level) -> Tensor:
-        estimate = denoiser.estimate(x, now.t)
-        return following.alpha * estimate.data + self._weights(now, following)[0] * estimate.noise
+        data, noise = denoiser.estimate(x, now.t)
+        return following.alpha * data + self._weights(now, following)[0] * noise
 
     def _weights(self, now: Level, following: Level) -> tuple[float, float]:
         return DDIMSampler(eta=self.eta).weights(now, following)

@@ -165,9 +165,9 @@ class _RandomWalk(DiffusionSampler):
     def carry(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None) -> Tensor:
         """Carry ``x (n, ...)`` from the first level to the last."""
         for now, following in pairwise(levels):
-            estimate = denoiser.estimate(x, now.t)
+            data, noise = denoiser.estimate(x, now.t)
             direction, std = self.weights(now, following)
-            x = following.alpha * estimate.data + direction * estimate.noise
+            x = following.alpha * data + direction * noise
             if std > 0 and following is not levels[-1]:
                 x = x + std * generators.normal(*x.shape[1:]).to(x)
         return x
@@ -328,7 +328,7 @@ class DPMSolverSampler(DiffusionSampler):
         """Carry ``x (n, ...)`` from the first level to the last."""
         known: deque[tuple[float, Tensor]] = deque(maxlen=self.order)  # log SNR and estimated data of the last steps
         for now, following in pairwise(levels):
-            known.append((now.log_snr, denoiser.estimate(x, now.t).data))
+            known.append((now.log_snr, denoiser.estimate(x, now.t)[0]))
             if following is levels[-1]:
                 known = deque([known[-1]])
             x = following.sigma / now.sigma * x + following.alpha * _integral(known, following.log_snr - now.log_snr)

@@ -178,10 +178,6 @@ class GeneSpaceModule(ConditionedModule):
         backbone = self.network.backbone
         return backbone.gene_weights if isinstance(backbone, GeneDiT | GeneMLP) else []
 
-    def dispersions(self) -> list[Tensor]:
-        """List the parameters of the genes' dispersions: none."""
-        return []
-
     @property
     def _both_networks(self) -> tuple[RegressionNetwork, RegressionNetwork]:
         return self.network, self.averaged_network.module

@@ -68,10 +68,6 @@ class MoleculeModule(GeneSpaceModule):
         for network in self._both_networks:
             network.start_from(*statistics)
 
-    def dispersions(self) -> list[Tensor]:
-        """List the parameters of the genes' dispersions."""
-        return [self.network.log_theta]
-
     # --- generation ---------------------------------------------------------------------------------------------------
 
     def draw_noise(self, generators: Generators) -> Tensor:

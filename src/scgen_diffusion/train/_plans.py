@@ -622,7 +622,8 @@ class DiffusionPlan(AveragingPlan):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters; dispersions have their own learning rate, gene loadings their own weight decay."""
-        loadings, dispersions = self.module.gene_loadings(), self.module.dispersions()
+        loadings, is_masking = self.module.gene_loadings(), self.module.architecture.path == "masking"
+        dispersions = [self.module.network.log_theta] if is_masking else []
         special = {id(parameter) for parameter in (*loadings, *dispersions)}
         others = [p for p in self.module.network.parameters() if id(p) not in special]
         head = self.module.library_size.head.parameters() if self.module.predicts_totals else ()
