@@ -171,7 +171,8 @@ class _LogLikelihood(torch.autograd.Function):
         rise, slope = entries.rising(theta)
         x, log_odds, theta = entries.x, entries.of(log_odds), entries.of(theta)
         expected = x * torch.sigmoid(-log_odds)
-        above = entries.of(value) + rise - entries.of_counts(_log_factorial) + x * logsigmoid(log_odds)
+        log_factorial = entries.of_counts(lambda counts: (counts + 1).lgamma())
+        above = entries.of(value) + rise - log_factorial + x * logsigmoid(log_odds)
         above_by_mean = entries.of(by_mean) + expected
         above_by_theta = entries.of(by_theta) + theta * slope - expected
         share = None
@@ -195,7 +196,3 @@ class _LogLikelihood(torch.autograd.Function):
         if share is not None:
             share = share * (of_cells if ctx.places is None else gradient[ctx.places // by_mean.shape[1]])
         return None, of_cells * by_mean, for_theta, share, None
-
-
-def _log_factorial(x: Tensor) -> Tensor:
-    return (x + 1).lgamma()

@@ -34,8 +34,3 @@ def compile_for_training(network: nn.Module, **options: Any) -> None:
         return (compiled if n == size else plain)(*args, **kwargs)
 
     network.forward = forward
-
-
-def undo_compilation(network: nn.Module) -> None:
-    """Undo :func:`compile_for_training`."""
-    vars(network).pop("forward", None)

@@ -17,7 +17,7 @@ from scvi import REGISTRY_KEYS, settings
 from scgen_diffusion.diffusion import Joint, MutuallyExclusive, optimal_pairs, sample_seed
 from scgen_diffusion.module import AverageUpdate, OutlierCounts
 
-from ._compilation import compile_for_training, undo_compilation
+from ._compilation import compile_for_training
 from ._recipes import learning_rate_factor
 from ._step_graph import StepGraph
 
@@ -240,7 +240,7 @@ class StagePlan(pl.LightningModule):
         self._frozen, self._masks, self._graph = [], [], None
         self.best_round.pop("weights", None)
         for part in self._compiled:  # not `compiled_parts`: Lightning has left the GPU, which decides them
-            undo_compilation(part)
+            vars(part).pop("forward", None)  # undoes `compile_for_training`
         self._compiled = []
 
     def configure_optimizers(self) -> dict[str, Any]:
