@@ -17,6 +17,7 @@ from scgen_diffusion.diffusion import (
     Generators,
     Guidance,
     GuidedField,
+    Kinds,
     NoiseInversion,
     Path,
     Sampler,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import Inversion, Kinds
+    from scgen_diffusion.diffusion import Inversion
     from scgen_diffusion.nn import ConditionSpec
 
     from ._architecture import GeneSpaceArchitecture
@@ -112,7 +113,7 @@ class GeneSpaceModule(ConditionedModule):
     @property
     def target(self) -> Target | Kinds:
         """What the network predicts."""
-        return TARGETS[self.architecture.target]
+        return TARGETS.get(self.architecture.target, Kinds())
 
     # --- from profiles to the network's values and back ---------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from scvi.module.base import auto_move_data
 from torch import Tensor
 
-from scgen_diffusion.diffusion import Kinds, UnmaskingInversion, UnmaskingSampler, keep_molecules, with_masked
+from scgen_diffusion.diffusion import UnmaskingInversion, UnmaskingSampler, keep_molecules, with_masked
 from scgen_diffusion.nn import InputValues, log_profile
 
 from ._gene_space import GeneSpaceModule
@@ -41,11 +41,6 @@ class MoleculeModule(GeneSpaceModule):
     """
 
     keeps_totals = True
-
-    @property
-    def target(self) -> Kinds:
-        """What the network predicts: the genes of masked molecules."""
-        return Kinds()
 
     # --- from cells to the network's values and back ------------------------------------------------------------------
 

@@ -75,20 +75,21 @@ class SparseCoding(nn.Module):
     ----------
     width
         Token width; the dictionary ``D`` is square.
-    step_size
-        :math:`\eta`. Published: 0.1.
-    threshold
-        :math:`\lambda`. Published: 0.1.
+
+    Attributes
+    ----------
+    step_size, threshold
+        :math:`\eta` and :math:`\lambda`, both 0.1 as published.
 
     References
     ----------
     Yu et al. (2023), *White-box transformers via sparse rate reduction*.
     """
 
-    def __init__(self, width: int, *, step_size: float = 0.1, threshold: float = 0.1) -> None:
+    step_size = threshold = 0.1
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.step_size = step_size
-        self.threshold = threshold
         self.dictionary = nn.Parameter(torch.empty(width, width))
         nn.init.kaiming_uniform_(self.dictionary)
 
@@ -97,10 +98,6 @@ class SparseCoding(nn.Module):
         residual = tokens - linear(tokens, self.dictionary)  # saves a matrix product against D'z - D'Dz
         descended = torch.add(tokens, linear(residual, self.dictionary.t()), alpha=self.step_size)
         return relu(descended - self.step_size * self.threshold)
-
-    def extra_repr(self) -> str:
-        """Show the size and the two constants."""
-        return f"{len(self.dictionary)}, step_size={self.step_size}, threshold={self.threshold}"
 
 
 def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
