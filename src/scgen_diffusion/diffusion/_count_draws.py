@@ -132,7 +132,8 @@ def finite_mask(**parameters: Tensor) -> Tensor | None:
     values = list(parameters.values())
     if values[0].device.type != "cpu":
         return reduce(torch.logical_and, (value.isfinite() for value in values))
-    if bad := [f"`{name}`" for name, value in parameters.items() if not _all_finite(value)]:
+    extremes = {name: value.aminmax() for name, value in parameters.items() if value.numel()}  # NaN is both, if any
+    if bad := [f"`{name}`" for name, (low, high) in extremes.items() if not (low.isfinite() & high.isfinite())]:
         msg = (
             f"{' and '.join(bad)} of the decoder's distribution of counts must be finite, but found NaN or infinite "
             "values: the model has diverged. Train again with a lower learning rate."
@@ -144,11 +145,6 @@ def finite_mask(**parameters: Tensor) -> Tensor | None:
 def keep_where(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
     """Replace values where the mask is False; None keeps all."""
     return values if mask is None else values.masked_fill(~mask, otherwise)
-
-
-def _all_finite(values: Tensor) -> bool:
-    """Check the extremes, in one pass without a copy; NaN propagates to both."""
-    return values.numel() == 0 or all(extreme.isfinite().item() for extreme in values.aminmax())
 
 
 def _in_parts(draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:

@@ -117,7 +117,6 @@ from ._training import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import lightning.pytorch as pl
     from anndata import AnnData
     from lightning.pytorch.strategies import Strategy
     from torch import Tensor
@@ -148,10 +147,7 @@ class DiffusionModel(BaseModelClass):
     combinations_: np.ndarray
     combination_sizes_: np.ndarray
     trained_stages_: list[str]
-    is_trained_: bool
     history_: dict[str, pd.DataFrame] | None
-    trainer: pl.Trainer
-    library_head_is_trained_: bool
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options and seed of each trained stage
     cut_short_: Mapping[str, str] = MappingProxyType({})  # stages that the user stopped
@@ -297,11 +293,7 @@ class DiffusionModel(BaseModelClass):
     @classmethod
     def setup_annbatch(cls, *_: Any, **__: Any) -> NoReturn:
         """Raise NotImplementedError: this method of scvi-tools 1.5 does not support conditions."""
-        msg = (
-            "`setup_annbatch` does not support conditions. Open the files or the annbatch collection with `cells = "
-            f"scgen_diffusion.data.CellFiles(...)`, build {cls.__name__}(registry=cells.registry), and call "
-            "train(datamodule=cells)."
-        )
+        msg = "`setup_annbatch` knows no conditions; open files and annbatch's collections by `data.CellFiles`."
         raise NotImplementedError(msg)
 
     def _describe_cells(self, adata: AnnData | None) -> None:
@@ -1403,9 +1395,7 @@ class DiffusionModel(BaseModelClass):
     @classmethod
     def convert_legacy_save(cls, dir_path: str | os.PathLike[str], *_: Any, **__: Any) -> NoReturn:
         """Raise NotImplementedError: this package never wrote the old, unsafe format of scvi-tools before 0.15."""
-        msg = (
-            f"{dir_path} cannot be a model of {cls.__name__}, which was never saved in scvi-tools' format before 0.15."
-        )
+        msg = f"{dir_path} cannot be a {cls.__name__}: none was saved in scvi-tools' format before 0.15."
         raise NotImplementedError(msg)
 
     def view_registry(self, hide_state_registries: bool = False) -> None:

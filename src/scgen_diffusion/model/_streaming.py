@@ -27,7 +27,7 @@ from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import handle_sigterm_by, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, remove, remove_leftovers, write_atomically
 from scgen_diffusion.data import digest_of, join_parts, part_of, read_record
-from scgen_diffusion.train import RunOptions, quiet
+from scgen_diffusion.train import EXIT_CODE_OF_SIGTERM, RunOptions, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,10 +42,7 @@ VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB i
 CELLS_PER_PART = 2**16  # limit for few genes
 SEED = "seed"
 N_DIGITS = 16  # of the names of folders
-EXIT_CODE_OF_SIGTERM = 143
-explain_failed_part = partial(
-    explain_failed_write, advice="Finished parts are kept; run the same call again to resume."
-)
+explain_failed_part = partial(explain_failed_write, advice="Run the same call again to resume.")
 
 
 @dataclass(frozen=True)
@@ -150,8 +147,8 @@ class PartMaker(pl.LightningModule):
 
     def predict_dataloader(self) -> range:
         """Return the numbers of this process's parts; at least one, as otherwise Lightning would call no hook."""
-        n_processes = self.trainer.world_size
-        return range(self.trainer.global_rank, max(len(self.stream.rows), n_processes), n_processes)
+        rank, n_processes = self.trainer.global_rank, self.trainer.world_size
+        return range(rank, max(len(self.stream.rows), n_processes), n_processes)
 
     def on_predict_start(self) -> None:
         """Take the folder of parts, the seed and the names of cells from the first process."""

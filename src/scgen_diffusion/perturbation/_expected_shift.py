@@ -365,18 +365,14 @@ class ExpectedShift(nn.Module):
         if not numbers:
             return discrete
         p, q, c = (torch.cat(values, -1).double() for values in zip(*numbers, strict=True))
-        of_numbers = _brownian(p - c, q - c)
+        p, q = p - c, q - c  # Brownian motion from the control
+        of_numbers = (p.norm(dim=1)[:, None] + q.norm(dim=1) - torch.cdist(p, q)) / 2
         return of_numbers if discrete is None else discrete * of_numbers
 
     def _own_similarity(self, codes: Tensor) -> Tensor:
         """Return how alike the effect of each perturbation and itself are, ``(n,)``."""
         parts = codes.split(AT_ONCE)  # the similarities of all with all may not fit in memory
         return torch.cat([self._similarity(part, part).diagonal() for part in parts])
-
-
-def _brownian(p: Tensor, q: Tensor) -> Tensor:
-    """Return the covariance of Brownian motion from the origin at ``p (n, numbers)`` and ``q (m, numbers)``."""
-    return (p.norm(dim=1)[:, None] + q.norm(dim=1) - torch.cdist(p, q)) / 2
 
 
 def _alike_vectors(vectors: Tensor, p: Tensor, q: Tensor) -> Tensor:
