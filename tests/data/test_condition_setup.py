@@ -64,7 +64,7 @@ def test_a_number_can_be_a_control_value(adata, column):
     adata.obs["dose"] = column
     found = setup(adata, ["type"], ["dose"], controls={"dose": 0.1, "type": "x"})
     assert [key.name for key in found.keys_of(adata)] == ["type", "dose"]
-    assert found.arguments["control_values"] == {"dose": 0.1, "type": "x"}
+    assert found.control_values == {"dose": 0.1, "type": "x"}
 
 
 def test_a_control_of_sets_may_be_empty_or_have_spaces_around(adata):
