@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
     from scvi.model.base import BaseModelClass
 
-    from ._scldm import SCLDM
-
-ModelT = TypeVar("ModelT", bound="SCLDM")
+ModelT = TypeVar("ModelT", bound="BaseModelClass")
 Weights = dict[str, Tensor]
 
 #: Parts of published names, and of ours; they are replaced in this order.

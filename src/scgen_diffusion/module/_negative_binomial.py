@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._likelihoods import OutlierCounts
 
 N_TABULATED = 16  # most counts are smaller; their log-Gammas are short sums
 LARGE_THETA = 1e3  # above it a short series is more accurate than lgamma and digamma
 
 
 def negative_binomial_log_likelihood(
-    counts: Tensor, log_mean: Tensor, log_theta: Tensor, outliers: OutlierCounts | None = None
+    counts: Tensor, log_mean: Tensor, log_theta: Tensor, outliers: nn.Module | None = None
 ) -> Tensor:
     r"""Compute the log-likelihood of counts, summed over genes.
 
