@@ -46,6 +46,8 @@ class ConditionKey(ABC):
     """Where cells have their values, ``"obs"`` or ``"obsm"``."""
     is_numeric: ClassVar[bool] = False
     """Whether values have distances."""
+    has_vectors = False
+    """Whether classes or members have known embeddings."""
     name: str
 
     @property
@@ -74,7 +76,7 @@ class ConditionKey(ABC):
 
         A model inter- and extrapolates numbers, and classes and members with known embeddings.
         """
-        return not (self.is_numeric or getattr(self, "has_vectors", False))
+        return not (self.is_numeric or self.has_vectors)
 
     @property
     @abstractmethod

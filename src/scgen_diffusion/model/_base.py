@@ -1219,7 +1219,7 @@ class DiffusionModel(BaseModelClass):
         return layer_of(cells, layer) if PROVENANCE_KEY in cells.uns else layer
 
     def _read(
-        self, source: GivenCells | TrainingCells, rows: np.ndarray, batch_size: int
+        self, source: GivenCells | CellFiles, rows: np.ndarray, batch_size: int
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield expression and conditions of some rows, on the model's device, with the row numbers."""
         respect_thread_limit()
@@ -1229,7 +1229,7 @@ class DiffusionModel(BaseModelClass):
             x = tensors[REGISTRY_KEYS.X_KEY]
             batch = rows[start : start + len(x)]
             start += len(x)
-            if type(source) is GivenCells:  # others were checked before
+            if isinstance(source, GivenCells):  # files were checked when they were opened
                 self._check_values(x.numpy(), batch, source.cells)
             yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, batch
 

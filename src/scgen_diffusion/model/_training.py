@@ -194,7 +194,7 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
 
     rare = []
     for key, columns in with_columns(keys):
-        if not getattr(key, "has_vectors", False):
+        if key.needs_training_cells:
             of_all, training = (count(own[:, columns], key.n_values) for own in (codes, codes[train_rows]))
             few = np.flatnonzero((of_all > 0) & (training < FEWEST_TRAINING_CELLS)).tolist()
             rare += [f"{key.name} {key.labels[i]!r} ({training[i]})" for i in few]
