@@ -96,6 +96,20 @@ def test_the_gain_is_that_of_the_best_round(train, train_once):
     assert len(losses(train(1.01 * gain))) == 2 * PER_ROUND
 
 
+def test_rounds_without_a_finite_validation_loss_end_and_return_to_the_first(train, train_once, monkeypatch):
+    judge = plans.StagePlan._end_round
+
+    def without_loss(plan, **options):
+        plan.losses[plan.key_loss("validation")][plan.current_epoch] = math.nan
+        judge(plan, **options)
+
+    monkeypatch.setattr(plans.StagePlan, "_end_round", without_loss)
+    model = train(ALWAYS, callbacks=None)
+
+    assert len(losses(model)) == 2 * PER_ROUND
+    assert_same_weights(train_once(max_rounds=1), model)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -268,14 +268,15 @@ class GeneSpaceModule(ConditionedModule):
         self, x: Tensor, move: TensorMap, draw_totals: TensorMap, generators: Generators, output: InputValues, **_: Any
     ) -> Tensor:
         """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(block, genes)``."""
-        profile = log_profile(x, self.input_values)
-        of_cells = profile.masked_fill(profile <= 0, torch.inf).amin(1, keepdim=True)
-        smallest = torch.minimum(self.smallest_value, of_cells)  # single counts of deep cells are smaller
-        return self._profiles_or_counts(move(self.inference(x)["data"]), draw_totals, output, smallest)
+        given = self.inference(x)
+        return self._profiles_or_counts(move(given["data"]), draw_totals, output, given.get("profile"))
 
     def _profiles_or_counts(
-        self, states: Tensor, draw_totals: TensorMap, output: InputValues, smallest: Tensor | None = None
+        self, states: Tensor, draw_totals: TensorMap, output: InputValues, given: Tensor | None = None
     ) -> Tensor:
+        smallest = self.smallest_value
+        if given is not None:  # single counts of deep cells are smaller
+            smallest = torch.minimum(smallest, given.masked_fill(given <= 0, torch.inf).amin(1, keepdim=True))
         profile = self.cut_zeros(self.expected_profiles(states), smallest)
         return profile if output == "log1p" else to_counts(profile, draw_totals(library_features(profile)))
 

@@ -352,7 +352,7 @@ class StagePlan(pl.LightningModule):
         """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
         loss = self.losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.inf)
         best = self.best_round.get("loss", math.inf)
-        if not is_lost and (best == math.inf or best - loss >= LEAST_GAIN * abs(best)):
+        if not is_lost and (not self.best_round or best - loss >= LEAST_GAIN * abs(best)):
             weights = {name: value.clone() for name, value in self.state_dict().items()}
             loss = loss if math.isfinite(loss) else math.inf
             self.best_round = {"loss": loss, "n_epochs_done": self.n_epochs_done, "weights": weights}

@@ -117,7 +117,8 @@ class RunOptions:
         own = {each.name for each in fields(cls)}
         of_trainer = {name: options.pop(name) for name in [*options] if name not in own}
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
-        return cls(**options, checkpoint_dir=folder, of_trainer=of_trainer)
+        callbacks = options.pop("callbacks", None) or ()
+        return cls(**options, callbacks=callbacks, checkpoint_dir=folder, of_trainer=of_trainer)
 
     def __post_init__(self) -> None:
         """Check what Lightning does not check, or would fail with later."""
