@@ -11,7 +11,7 @@ import pandas as pd
 from benchmarks.tables import markdown_table, read_table, write_block
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 #: The names of steps in the tables, and the published steps that they are compared with.
@@ -37,20 +37,13 @@ for _name in ("SCRDIT", "WBDIT"):
     STEP_NAMES[_name, "generate"] = (f"{_name}, generation", (_published, "generate_ddim"))
 CALL_NAMES = {
     "importing": "`import scgen_diffusion.model`, a fresh process",
-    "setup": "`setup_anndata`",
     "autoencoder_epochs": "`train_autoencoder`, an epoch",
     "prior_epochs": "`train_prior`, an epoch",
     "perturbation_flow_epochs": "`train_perturbation_flow`, an epoch",
     "training_epochs": "`train`, an epoch",
     "generate_anndata": "`generate`, into an AnnData",
     "latent_representation": "`get_latent_representation`",
-    "save": "`save`",
-    "load": "`load`",
 }
-LONG_CALLS = (
-    *("importing", "autoencoder_epochs", "prior_epochs", "perturbation_flow_epochs", "training_epochs"),
-    *("generate_anndata", "latent_representation"),
-)
 
 
 def write(results: Path, root: Path) -> None:
@@ -66,9 +59,7 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     beside = f"{published_table(figures)}\n\n{where}"
     return {
         ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures)}\n\n{where}",
-        ("docs/user_guide/speed.md", "speed: calls"): call_table(
-            figures, [stage for stage in CALL_NAMES if stage in LONG_CALLS]
-        ),
+        ("docs/user_guide/speed.md", "speed: calls"): call_table(figures),
         ("README.md", "speed"): beside,
     }
 
@@ -160,10 +151,10 @@ def _step_line(name: str, row: Mapping[str, Any], published: Mapping[str, Any] |
     return [name, _number(speed), *beside, f"{row['peak_gib']:.2f}"]
 
 
-def call_table(figures: Figures, calls: Sequence[str]) -> str:
+def call_table(figures: Figures) -> str:
     """Write calls of users."""
     lines = []
-    for system, stage in product(("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"), calls):
+    for system, stage in product(("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"), CALL_NAMES):
         for row in figures.of(system, stage):
             has_cells = pd.notna(row["cells_per_second"])
             cells = [f"{row['batch']:,.0f}" if has_cells else "", f"{row['seconds']:.2g}"]

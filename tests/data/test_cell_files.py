@@ -408,6 +408,18 @@ def test_a_damaged_file_is_named(adata, write, tmp_path, damage):
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_files_of_a_relative_path_stay_the_same_in_another_folder(adata, write, tmp_path, monkeypatch, suffix):
+    path = write(adata, f"cells{suffix}")
+    monkeypatch.chdir(path.parent)
+    cells = CellFiles(path.name, **KEYS)
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    cells.check()
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_files_that_are_replaced_are_noticed_when_they_are_read(adata, write, suffix):
     cells = CellFiles(path := write(adata, f"cells{suffix}"), **KEYS)
 

@@ -145,6 +145,12 @@ def test_every_cell_has_a_count_and_every_modality_shares_cells(mdata):
         check_modalities(mdata, LIKELIHOODS, {})
 
 
+def test_cells_that_the_mudata_does_not_list_are_refused(mdata):
+    mdata.mod["prot"] = modality([[9], [8]], "cz", ["CD4"])
+    with pytest.raises(ValueError, match="mdata.obs"):
+        check_modalities(mdata, LIKELIHOODS, {})
+
+
 def test_a_condition_of_a_modality_is_named(mdata):
     mdata["prot"].obs["cell_type"] = list("CAB")
     with pytest.raises(KeyError, match="prot:cell_type.*pull_obs"):

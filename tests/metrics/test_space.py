@@ -8,8 +8,8 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from scgen_diffusion.metrics import ComparisonSpace, expression_of
-from scgen_diffusion.metrics._cells import Expression, log_normalise
+from scgen_diffusion.metrics import ComparisonSpace
+from scgen_diffusion.metrics._cells import Expression, log_normalise, on_scale
 from scgen_diffusion.metrics._space import choose_scales, log1p_of_counts, make_scale, tf_idf
 
 
@@ -74,7 +74,7 @@ def test_an_unknown_scale_is_named():
 
 def test_logarithms_stay_as_they_are_on_the_scale_of_proteins():
     values = np.log1p([[1.0, 5.0], [0.0, 3.0]])
-    found = expression_of(AnnData(values, uns={"log1p": {}}), scale=log1p_of_counts)
+    found = on_scale(values, np.e, name="cells", scale=log1p_of_counts)
     np.testing.assert_allclose(found.values.toarray(), values, rtol=1e-6)
     assert found.library_sizes is None
 

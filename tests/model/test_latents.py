@@ -116,7 +116,7 @@ def test_cells_need_no_conditions_but_their_layer(of_layer, make_cells, capsys, 
 @pytest.mark.parametrize(
     ("named", "value"),
     [
-        *(("indices", value) for value in ([], [0.5], [True, False], [96])),
+        *(("indices", value) for value in ([], [0.5], [True, False], [96], [[0, 1], [2, 3]])),
         ("batch_size", 0),
         ("seed", -1),
     ],

@@ -48,7 +48,7 @@ SETS = [
     option("--other others", "Predictions of another method.", Keyed("NAME=FILE", existing_file)),
     option("--metric metrics", "Compute only this metric. Repeatable.", multiple=True),
     option("--n-repeats", "Repeats for the score of real cells; 0 for none.", int),
-    option("--n-bootstrap", "Half-samples for intervals, 5 or more; 0 for none.", int),
+    option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int),
     option("--fail-on", "Exit code 3 on warnings, or on warnings and notes.", click.Choice(list(LEVELS))),
     option("--out -o", "File for the table (.csv); default: stdout.", NEW),
 )

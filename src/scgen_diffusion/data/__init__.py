@@ -23,6 +23,7 @@ from ._checks import (
     obs_column,
     resolve_seed,
     row_numbers,
+    values_in,
 )
 from ._condition_keys import (
     ArrayKey,

@@ -54,14 +54,15 @@ class AnnDataFile:
             if not is_table or "encoding-type" not in _index_of(root[part]).attrs:
                 msg = f"{name} is not an AnnData file of anndata 0.8 or later: it has no such table {part!r}."
                 raise ValueError(msg)
+        self._path = Path(root.file.filename if isinstance(root, h5py.Group) else root.store.root).absolute()
         self._written = self._stats()
 
     def _stats(self) -> list[tuple[int, int]]:
         """Return size and time of the file, or of the files that describe a store."""
         if isinstance(self.root, h5py.Group):
-            paths = [Path(self.root.file.filename).absolute()]
+            paths = [self._path]
         else:
-            paths = sorted(path for path in (Path(self.root.store.root) / self.root.path).iterdir() if path.is_file())
+            paths = sorted(path for path in (self._path / self.root.path).iterdir() if path.is_file())
         return [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
 
     def check_unchanged(self) -> None:
@@ -114,13 +115,12 @@ class AnnDataFile:
     @cached_property
     def _names(self) -> Any:
         """The array of cell names, which may be stored as categories, or beside a mask."""
-        index = _index_of(self.root["obs"])
-        return index if hasattr(index, "dtype") else np.asarray(read_elem(index))
+        return _texts_of(self.root["obs"])
 
     def names(self) -> Iterator[list[str]]:
         """Return an iterator over the cell names, part by part."""
         for start in range(0, max(self.n_cells, 1), NAMES_AT_A_TIME):
-            yield self._decoded(start, start + NAMES_AT_A_TIME)
+            yield _decoded(read_part(self._names, start, start + NAMES_AT_A_TIME))
 
     def all_names(self) -> pd.Index:
         """Return the cell names."""
@@ -128,11 +128,7 @@ class AnnDataFile:
 
     def names_of(self, rows: np.ndarray) -> list[str]:
         """Read the names of some cells with ascending row numbers."""
-        names = self._decoded(rows[0], rows[-1] + 1) if len(rows) else []
-        return [names[row] for row in rows - rows[:1]]
-
-    def _decoded(self, start: int, stop: int) -> list[str]:
-        return [text.decode() if isinstance(text, bytes) else str(text) for text in read_part(self._names, start, stop)]
+        return _decoded(read_part(self._names, rows[0], rows[-1] + 1)[rows - rows[0]]) if len(rows) else []
 
     def matrix(self, layer: str | None) -> FileMatrix:
         """Return a layer, or X, whose rows are read on demand. Generated cells that lack the layer have it in X.
@@ -152,7 +148,7 @@ class AnnDataFile:
             raise KeyError(msg)
         element = self.root["X"] if layer is None else self.root["layers"][layer]
         matrix = FileMatrix(element, self.where(layer), self.check_unchanged)
-        if matrix.stored_shape != (expected := (self.n_cells, len(self.var))):
+        if matrix.stored_shape != (expected := (self.n_cells, int(_texts_of(self.root["var"]).shape[0]))):
             msg = f"{self.where(layer)} is damaged: its shape is {matrix.stored_shape}, that of the tables {expected}."
             raise ValueError(msg)
         return matrix
@@ -220,6 +216,16 @@ def read_elem(element: Any) -> Any:
     """Read an element of a file; an error names the file."""
     with naming_file(element):
         return anndata.io.read_elem(element)
+
+
+def _texts_of(table: Any) -> Any:
+    """Return the array of a table's names, which is only read if they are categories, or beside a mask."""
+    index = _index_of(table)
+    return index if hasattr(index, "dtype") else np.asarray(read_elem(index))
+
+
+def _decoded(texts: np.ndarray) -> list[str]:
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
 def _index_of(table: Any) -> Any:

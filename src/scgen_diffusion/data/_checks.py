@@ -46,7 +46,7 @@ def check_expression(
     """
     where = check_layer(adata, layer)
     check_shape(adata, where)
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = values_in(adata, layer)
     if matrix is None:
         msg = f"{where} is empty; give the layer with the {values} as `layer=...`."
         raise ValueError(msg)
@@ -127,6 +127,11 @@ def check_one_modality(table: pd.DataFrame) -> None:
         if len(modalities) > 1:
             msg = f"`table` has several modalities of {metric!r} in {group!r}: {modalities}. Take one at a time."
             raise ValueError(msg)
+
+
+def values_in(cells: AnnData, layer: str | None) -> Any:
+    """Return the values of a layer, or of ``X``; None if there is no ``X``."""
+    return cells.X if layer is None else cells.layers[layer]
 
 
 def layer_of(cells: AnnData, layer: str | None) -> str | None:
@@ -294,10 +299,14 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
     if indices is None:
         return rows
     try:
-        return rows[np.asarray(indices if len(indices) else rows[:0])]
+        chosen = rows[np.asarray(indices if len(indices) else rows[:0])]
     except (IndexError, TypeError) as error:
         msg = f"`indices` must be row numbers or a mask of {n_cells} cells: {error}."
         raise ValueError(msg) from error
+    if chosen.ndim != 1:
+        msg = f"`indices` must be row numbers or a mask of {n_cells} cells, but found the shape {chosen.shape}."
+        raise ValueError(msg)
+    return chosen
 
 
 def resolve_seed(seed: int | None) -> int:

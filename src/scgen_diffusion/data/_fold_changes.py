@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from scgen_diffusion._arguments import known_names
 
-from ._checks import check_expression, check_is_anndata, list_some, obs_column, resolve_seed
+from ._checks import check_expression, check_is_anndata, list_some, obs_column, resolve_seed, values_in
 from ._generated import PROVENANCE_KEY
 from ._labels import as_labels
 from ._matrices import to_csr
@@ -99,7 +99,7 @@ def plant_fold_changes(
         msg = f"Fold changes are differences between groups, but adata.obs[{groupby!r}] has {n_groups}."
         raise ValueError(msg)
     changes = _check_changes(log2_fold_changes, labels.dropna().unique(), adata.var_names)
-    counts = to_csr(adata.X if layer is None else adata.layers[layer]).copy()
+    counts = to_csr(values_in(adata, layer)).copy()
     counts.sum_duplicates()  # sorts, so that results do not depend on how values are stored
     of_groups = changes.reindex(columns=labels.dropna().unique(), fill_value=0.0)
     keep = np.exp2(of_groups.sub(of_groups.max(axis=1), axis=0)).to_numpy()

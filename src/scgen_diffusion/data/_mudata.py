@@ -25,6 +25,7 @@ from ._checks import (
     check_unique_names,
     check_values,
     list_some,
+    values_in,
 )
 from ._gene_names import check_same_genes
 from ._matrices import exceeds_one
@@ -110,7 +111,7 @@ def resolve_modalities(
         if "/" in name:
             msg = f"The modality {name!r} has a '/', which names in .h5mu files cannot have. Rename it."
             raise ValueError(msg)
-        where, values = check_layer(mdata[name], chosen[name], f"mdata[{name!r}]"), _matrix(mdata[name], chosen[name])
+        where, values = check_layer(mdata[name], chosen[name], f"mdata[{name!r}]"), values_in(mdata[name], chosen[name])
         # check_modalities refuses other values later
         has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
         is_binary = has_numbers and not exceeds_one(values, where)
@@ -191,7 +192,7 @@ def join_expression(
             blocks.append(sp.csr_matrix((mdata.n_obs, len(modality.features)), dtype=np.float32))
             continue
         rows = mdata[name].obs_names.get_indexer(mdata.obs_names)
-        blocks.append(_take_rows(_matrix(mdata[name], layers.get(name)), rows))
+        blocks.append(_take_rows(values_in(mdata[name], layers.get(name)), rows))
     return sp.hstack(blocks, format="csr", dtype=np.float32)
 
 
@@ -235,11 +236,14 @@ def check_modalities(
         where = check_layer(adata, layer, owner)
         check_shape(adata, where, owner)
         check_unique_names(adata.obs_names, f"{owner}.obs_names")
+        if unlisted := len(adata.obs_names.difference(mdata.obs_names)):
+            msg = f"{owner} has {unlisted} cells that mdata.obs does not list; call mdata.update() first."
+            raise ValueError(msg)
         others = [mdata[other].obs_names for other in likelihoods if other != name]
         if others and not are_known and not any(adata.obs_names.isin(cells).any() for cells in others):
             msg = f"No cell of {owner} is in another modality. A cell must have the same name in every modality."
             raise ValueError(msg)
-        matrix = _matrix(adata, layer)
+        matrix = values_in(adata, layer)
         if matrix is None:
             msg = f"{where} is empty; give the layer with the counts as `layers={{{name!r}: ...}}`."
             raise ValueError(msg)
@@ -278,10 +282,6 @@ def check_same_features(mdata: MuData, modalities: Mapping[str, Modality]) -> No
         except ValueError as error:
             msg = f"Modality {name!r}: {error}"
             raise ValueError(msg) from error
-
-
-def _matrix(adata: AnnData, layer: str | None) -> Any:
-    return adata.X if layer is None else adata.layers[layer]
 
 
 def mudata_of(modalities: Mapping[str, AnnData]) -> MuData:

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from scgen_diffusion._compat import was_set_up_last
 
+from ._anndata_file import NAMES_AT_A_TIME
 from ._checks import check_not_empty, check_values
 from ._condition_setup import (
     CONDITIONS,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from ._windows import Batches
 
-NAMES_AT_A_TIME = 65_536
 VALUES = "The matrix of values"
 N_RUNS, LENGTH_OF_RUN = 32, 8  # runs of neighbouring cells whose values enter the digest
 

@@ -29,6 +29,7 @@ from scgen_diffusion.data import (
     obs_column,
     read_columns,
     to_csr,
+    values_in,
 )
 
 if TYPE_CHECKING:
@@ -83,9 +84,7 @@ def stacked(parts: Iterable[Expression]) -> Expression:
     return Expression(values, None if any(size is None for size in sizes) else np.concatenate(sizes))
 
 
-def expression_of(
-    cells: Cells | Expression, *, layer: str | None = None, name: str = "cells", scale: Scale | None = None
-) -> Expression:
+def expression_of(cells: Cells | Expression, *, layer: str | None = None, name: str = "cells") -> Expression:
     """Return cells on the common scale: `log1p` of values that sum to 10 000 per cell over the given genes.
 
     Parameters
@@ -99,8 +98,6 @@ def expression_of(
         Layer with the counts; cells whose `name` is ``"synthetic"`` or ``"predicted"`` may have them in `X` instead.
     name
         Name of the cells in error messages.
-    scale
-        Another scale for the counts, such as one for proteins: a function of a CSR matrix.
 
     Raises
     ------
@@ -115,7 +112,7 @@ def expression_of(
     matrix, log_base = matrix_of(cells, layer, name, is_generated=name in GENERATED)
     if isinstance(matrix, CSRDataset):  # from an AnnData in backed mode
         matrix = matrix.to_memory()
-    return on_scale(matrix, log_base, name=name, scale=scale or log_normalise)
+    return on_scale(matrix, log_base, name=name, scale=log_normalise)
 
 
 def on_scale(matrix: sp.spmatrix | NDArray, log_base: float | None, *, name: str, scale: Scale) -> Expression:
@@ -208,7 +205,7 @@ def matrix_of(
     if layer is not None and layer not in cells.layers:
         msg = f"`{name}` has no layer {layer!r}; its layers are {layer_names(cells)}."
         raise KeyError(msg)
-    if (matrix := cells.X if layer is None else cells.layers[layer]) is None:
+    if (matrix := values_in(cells, layer)) is None:
         msg = f"`{name}` has no `X` and no layer {COUNTS_LAYER!r}; its layers are {layer_names(cells)}."
         raise ValueError(msg)
     if isinstance(matrix, CSCDataset):  # to read some rows of columns in a file, all of it must be read

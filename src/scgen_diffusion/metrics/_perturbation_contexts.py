@@ -109,11 +109,10 @@ def read_perturbed(
             raise ValueError(msg)
     real = sets["real_test"]
     for parts, group in real.rows:
-        found = {name: sets[name].of(parts, group) for name in ("real_test", "synthetic")}
-        for name, cells in (found | {"control": sets["control"].of((), group)}).items():
-            if len(cells) < MIN_CELLS:
+        for name, own in (("real_test", parts), ("synthetic", parts), ("control", ())):
+            if (n_cells := len(sets[name].rows.get((own, group), ()))) < MIN_CELLS:
                 where = f"perturbation {SEPARATOR.join(parts)!r}" + (f" of {group!r}" if group != ALL else "")
-                msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {len(cells)}."
+                msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {n_cells}."
                 raise ValueError(msg)
     if "train" in sets and copied_cells(real.expression, sets["train"].expression) > 0.5:
         msg = "`real_test` has cells of `train`."
@@ -259,24 +258,23 @@ def _contexts(
         if None not in singles:
             found["additive"] = moved(control, group, Shift.of(singles, controls))
         for name, own in sets.items():
-            if name not in SETS and len(own.of(*place)) >= MIN_CELLS:
+            if name not in SETS and len(own.rows.get(place, ())) >= MIN_CELLS:
                 found[name] = profile(name, *place)
         of_real = profile_of(cells)
         compare = partial(Prediction, control=control, mean_response=found.get("mean_shift"))
         whole, *of_halves = panels.get(place, [None] * (1 + draws.n_repeats))
         comparisons = {name: [compare(of_real, own, panel=whole)] for name, own in found.items()}
-        pairs = [[profile_of(half) for half in pair] for pair in _halves_of(cells, draws)]
+        pairs = [[profile_of(cells[half]) for half in pair] for pair in _halves_of(len(cells), draws)]
         comparisons["real"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=False)]
         yield place, Context(comparisons)
 
 
-def _halves_of(cells: Expression, draws: Draws) -> list[list[Expression]]:
-    """Split the cells of a perturbation in two, several times; no splits of too few cells."""
-    if len(cells) < 2 * MIN_CELLS:
+def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
+    """Split the cells of a perturbation in two, several times: positions of both; no splits of too few cells."""
+    if n_cells < 2 * MIN_CELLS:
         return []
     rng = np.random.default_rng(draws.seed)
-    splits = [np.array_split(rng.permutation(len(cells)), 2) for _ in range(draws.n_repeats)]
-    return [[cells[half] for half in split] for split in splits]
+    return [np.array_split(rng.permutation(n_cells), 2) for _ in range(draws.n_repeats)]
 
 
 def _panels(
@@ -289,7 +287,7 @@ def _panels(
         directions = np.empty((1 + draws.n_repeats, len(perturbations), np.count_nonzero(genes)), dtype=np.float32)
         for row, parts in enumerate(perturbations):
             cells = real.of(parts, group)
-            firsts = [first for first, _ in _halves_of(cells, draws)] or [cells] * draws.n_repeats
+            firsts = [cells[first] for first, _ in _halves_of(len(cells), draws)] or [cells] * draws.n_repeats
             changes = np.array([(means(one.values) - controls[group].mean)[genes] for one in (cells, *firsts)])
             directions[:, row] = unit_vectors(changes)
             panels[parts, group] = [Panel(of_split, row, genes) for of_split in directions]

@@ -64,6 +64,7 @@ from scgen_diffusion.data import (
     registered_keys,
     resolve_seed,
     to_plain,
+    values_in,
 )
 from scgen_diffusion.generation import CellGenerator, check_batch_size
 from scgen_diffusion.module import (
@@ -278,7 +279,7 @@ class DiffusionModel(BaseModelClass):
         like_a_model = "source_registry" in kwargs  # which has chosen the layer
         advice = {"advice": ADVICE_ON_COUNTS.format(where=where)} if like_a_model else {}
         check_expression(adata, layer, values, **advice)
-        matrix = adata.X if layer is None else adata.layers[layer]
+        matrix = values_in(adata, layer)
         if isinstance(matrix, sp.csc_array):  # scvi-tools warns of csc_matrix
             warn_user(f"{where} is stored by columns, so cells are read slowly: `{where} = {where}.tocsr()`.")
         fields = [
@@ -1196,7 +1197,7 @@ class DiffusionModel(BaseModelClass):
     def _values_of(self, cells: AnnData) -> Any:
         """Return the matrix that the model reads, ``(cells, genes)``."""
         layer = self._layer_of(cells)
-        where, values = check_layer(cells, layer), cells.X if layer is None else cells.layers[layer]
+        where, values = check_layer(cells, layer), values_in(cells, layer)
         if values is None:
             msg = f"{where} is empty; the model reads {self._input_values} there."
             raise ValueError(msg)

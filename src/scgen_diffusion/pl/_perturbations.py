@@ -233,6 +233,7 @@ def perturbation_scores(
     axes = panels(len(metrics), axs, size=(width, 1.3 + 0.42 * len(cases)))
     offsets = (np.arange(len(styles)) - (len(styles) - 1) / 2) * SPREAD / max(len(styles), 2)
     better = table.drop_duplicates("metric").set_index("metric")["better"]
+    named = first_column(axes)
     for ax, metric in zip(axes, metrics, strict=True):
         for place, case in enumerate(cases):
             rows = table[(table["metric"] == metric) & (labels == case)]
@@ -249,7 +250,7 @@ def perturbation_scores(
         ax.set_title(f"{title} {SIGNS[better[metric]]}", fontsize="small")
         ax.set(ylim=(len(cases) - 0.5, -0.5), axisbelow=True)
         ax.set_yticks(range(len(cases)), cases)
-        ax.tick_params(axis="y", length=0, labelleft=ax in first_column(axes))
+        ax.tick_params(axis="y", length=0, labelleft=ax in named)
         ax.grid(axis="x", color=ink(0.1), linewidth=0.6)
         ax.spines[["top", "right", "left"]].set_visible(False)
     handles = [
