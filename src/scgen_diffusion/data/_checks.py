@@ -7,6 +7,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from scvi import settings
@@ -18,7 +19,6 @@ from ._matrices import check_structure, chunk_sums, chunks, to_csr
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
 
 LARGEST_LOG1P = 20.0  # log1p of half a billion; no common normalisation gives more
 LARGEST_COUNT = 2**24  # up to which float32 holds all whole numbers
@@ -299,14 +299,10 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
     if indices is None:
         return rows
     try:
-        chosen = rows[np.asarray(indices if len(indices) else rows[:0])]
-    except (IndexError, TypeError) as error:
+        return pd.Index(rows)[np.asarray(indices if len(indices) else rows[:0])].to_numpy()  # refuses two dimensions
+    except (IndexError, TypeError, ValueError) as error:
         msg = f"`indices` must be row numbers or a mask of {n_cells} cells: {error}."
         raise ValueError(msg) from error
-    if chosen.ndim != 1:
-        msg = f"`indices` must be row numbers or a mask of {n_cells} cells, but found the shape {chosen.shape}."
-        raise ValueError(msg)
-    return chosen
 
 
 def resolve_seed(seed: int | None) -> int:

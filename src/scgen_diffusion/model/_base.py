@@ -1592,9 +1592,7 @@ class DiffusionModel(BaseModelClass):
             with_perturbation_flow=keeps_perturbation_flow,
         )
         self._copy_features(reference)
-        stages = {*reference.trained_stages_}
-        if "perturbation_flow" in stages and not keeps_perturbation_flow:
-            stages.remove("perturbation_flow")
+        stages = {s for s in reference.trained_stages_ if s != "perturbation_flow" or keeps_perturbation_flow}
         self.library_head_is_trained_ = reference.library_head_is_trained_
         # "stopped" would tell `train` that this model began the flow
         self.cut_short_ = {s: how for s, how in reference.cut_short_.items() if s != "perturbation_flow"}

@@ -380,13 +380,9 @@ class MULTISCLDM(SCLDM):
         cells = cells.copy() if cells.is_view else cells
         if PROVENANCE_KEY in cells.uns:  # generated cells have their values in X
             layers = {name: layer_of(cells[name], layers.get(name)) for name in cells.mod}
-        self._check_modalities(cells, layers)
-        return join_expression(cells, self.modalities, layers)
-
-    def _check_modalities(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
-        """Raise unless the modalities that cells have hold values of the registered kinds."""
         likelihoods = {name: modality.likelihood for name, modality in self.modalities.items()}
         check_modalities(cells, likelihoods, layers, are_known=True)
+        return join_expression(cells, self.modalities, layers)
 
     def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
         """Do nothing: joining the modalities checks their values."""

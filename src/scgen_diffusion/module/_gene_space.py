@@ -127,13 +127,15 @@ class GeneSpaceModule(ConditionedModule):
         """Turn estimated values ``(cells, genes)`` into profiles, without cutting zeros."""
         return values * self.scale + self.shift
 
-    def cut_zeros(self, profile: Tensor, smallest: Tensor | None = None) -> Tensor:
+    def cut_zeros(self, profile: Tensor, given: Tensor | None = None) -> Tensor:
         """Make small values of profiles ``(cells, genes)`` exact zeros.
 
         With zero negation, these are values below 0. Without it, they are below half of the smallest training value, or
-        of ``smallest``, which is broadcastable.
+        of the smallest value of the ``given`` cells' own profiles, as single counts of deep cells are smaller.
         """
-        smallest = self.smallest_value if smallest is None else smallest
+        smallest = self.smallest_value
+        if given is not None:
+            smallest = torch.minimum(smallest, given.masked_fill(given <= 0, torch.inf).amin(1, keepdim=True))
         cut = smallest / 2 if self.architecture.zero_value is None else 0.0
         return torch.where(profile <= cut, 0.0, profile)  # NaN stays, to be detected later
 
@@ -274,10 +276,7 @@ class GeneSpaceModule(ConditionedModule):
     def _profiles_or_counts(
         self, states: Tensor, draw_totals: TensorMap, output: InputValues, given: Tensor | None = None
     ) -> Tensor:
-        smallest = self.smallest_value
-        if given is not None:  # single counts of deep cells are smaller
-            smallest = torch.minimum(smallest, given.masked_fill(given <= 0, torch.inf).amin(1, keepdim=True))
-        profile = self.cut_zeros(self.expected_profiles(states), smallest)
+        profile = self.cut_zeros(self.expected_profiles(states), given)
         return profile if output == "log1p" else to_counts(profile, draw_totals(library_features(profile)))
 
     def has_zeros(self, output: InputValues) -> bool:
