@@ -16,7 +16,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
 from scgen_diffusion.data import as_labels, check_is_anndata, obs_column
-from scgen_diffusion.metrics import ComparisonSpace, Expression, align_genes, expression_of
+from scgen_diffusion.metrics import ComparisonSpace, Expression
 
 from ._figures import (
     MISSING_COLOR,
@@ -29,7 +29,6 @@ from ._figures import (
     mixed_scatter,
     panels,
     sides_of,
-    subsample,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ def umap(
     synthetic: AnnData,
     *,
     color: str | Sequence[str] | None = None,
-    train: AnnData | None = None,
     layer: str | None = None,
     max_cells: int = 10_000,
     seed: int = 0,
@@ -67,8 +65,6 @@ def umap(
     color
         Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Labels have the colours of
         ``real.uns[f"{color}_colors"]``, else scanpy's. Missing labels and numbers are grey.
-    train
-        Real cells, such as the training cells, to take the principal components from instead.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
@@ -108,14 +104,9 @@ def umap(
     names = as_list(color) or [None]
     looks = [look_of(name, sides) for name in names]
     expressions = [side.expression for side in sides.values()]
-    if train is None:
-        reference = Expression(sp.vstack([part.values for part in expressions]), None)
-    else:
-        train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
-        reference = expression_of(train, layer=layer, name="train")
     axes = panels(3 * len(names), axs, size=(3.6, 3.4), n_columns=3)
 
-    space = ComparisonSpace.fit(reference, seed=seed)
+    space = ComparisonSpace.fit(Expression(sp.vstack([part.values for part in expressions]), None), seed=seed)
     both = umap_of(np.concatenate([space.project(expression) for expression in expressions]), seed=seed)
     points = np.split(both, [sides["real"].cells.n_obs])
     size = float(np.clip(16_000 / len(both), 2, 18))
