@@ -21,21 +21,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: What the set was used for, in the words of the tables.
-CHOSEN_ON = "some defaults were chosen on it"
-UNSEEN = "defaults were not chosen on it"
-HELD_BACK = "held back: judged after defaults had been chosen"
-
 
 @dataclass(frozen=True)
 class DataSet:
     """A data set: columns of `obs` on which cells are generated, what it was used for, and where it comes from.
 
+    `untouched`: no choice has looked at its scores.
     `loader` is a function of `scgen_diffusion.datasets`. A set without one lies in a file ``NAME.h5ad``, counts in `X`.
     """
 
     condition_keys: tuple[str, ...]
     use: str
+    untouched: bool = False
     loader: str = ""
     origin: str = ""
 

@@ -43,9 +43,31 @@ def test_few_training_cells_are_of_every_label_and_the_others_are_spare(cells, s
         splits.split_cells(cells, ("cell_type", "condition"), seed=0, n_train=300)
 
 
-def test_what_is_as_good_as_real_cells_and_what_is_within_the_errors_comes_first():
-    rows = pd.DataFrame({"value": [0.4, 0.52, 0.7], "real": 0.5, "error": 0.02, "better": "lower"}, index=list("abc"))
-    assert report.leaders(rows).tolist() == [True, True, False]
+def test_the_best_is_bold_and_what_is_not_significantly_worse_has_a_mark():
+    rng = np.random.default_rng(0)
+    values = {"SCLDM": 0.4, "scVI": 0.5, "copula": 0.7}  # 0.5 is as good as it gets
+    rows = pd.DataFrame(
+        [
+            {"dataset": name, "seed": seed, "method": method, "value": value + 0.01 * rng.standard_normal()}
+            for name in ("a", "b", "c")
+            for seed in range(3)
+            for method, value in values.items()
+        ]
+    ).assign(metric="auc_genes", real=0.5, better="lower", settings="", versions="", date="")
+    rows.loc[rows["method"] == "SCLDM", ["settings", "versions"]] = '{"class": "SCLDM"}', "scgen-diffusion 0.1+gabc"
+    rows.loc[0, "versions"] = "scgen-diffusion 0.1+gold"
+
+    lines = report.quality_table(rows, {"3 sets": ["a", "b", "c"]}, list(values), {"auc_genes": "AUC"}).splitlines()[2:]
+
+    assert lines == [
+        "| **3 sets**: real cells | 0.50 |",
+        "| SCLDM † | **0.40** |",
+        "| scVI, mixture per label | 0.50 ≈ |",
+        "| copula per label | 0.70 |",
+    ]
+    few = report.quality_table(rows, {"a": ["a"]}, list(values), {"auc_genes": "AUC"})
+    assert "**0" not in few  # three pairs are too few for a test
+    assert "≈" not in few
 
 
 def test_stored_cases_are_not_measured_again(tmp_path):
