@@ -85,6 +85,7 @@ def _draw_prior(known: NDArray, n_cells: int, rng: np.random.Generator) -> NDArr
 
 def draw_mixture(known: NDArray, n_cells: int, rng: np.random.Generator) -> NDArray:
     """Draw rows from a Gaussian mixture that is fitted to the known rows; BIC chooses the number of components."""
+    known = known.astype(np.float64)
     n_known, n_columns = known.shape
     if n_known < 2:
         return np.repeat(known, n_cells, axis=0)

@@ -6,8 +6,8 @@
     python -m benchmarks.speed --systems SCRDIT-published-size SCRDIT --batch 16 128
     python -m benchmarks.speed --systems package --genes 17002 --expressed 6147 --device cuda --precision bf16
 
-Rows are added to ``results/speed.csv``. Without ``--systems``, the marked tables of ``docs/user_guide/speed.md`` and
-``README.md`` are written too. For a GPU, see ``python -m benchmarks.speed.gpu``.
+Rows are added to ``results/speed.csv``. Without ``--systems``, the marked tables of ``docs/user_guide/speed.md`` are
+written too. For a GPU, see ``python -m benchmarks.speed.gpu``.
 """
 
 from __future__ import annotations

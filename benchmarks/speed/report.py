@@ -1,9 +1,9 @@
-"""Write figures of speed as tables of the guide and the README."""
+"""Write figures of speed as tables of the guide."""
 
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,32 +11,24 @@ import pandas as pd
 from benchmarks.tables import markdown_table, read_table, write_block
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 #: The names of steps in the tables, and the published steps that they are compared with.
-STEP_NAMES: dict[tuple[str, str], tuple[str, tuple[str, str] | None]] = {
-    ("package", "autoencoder_step"): ("SCLDM, training of the autoencoder", ("published", "autoencoder_step")),
-    ("package", "prior_step"): ("SCLDM, training of the prior", ("published", "prior_step")),
-    ("package", "perturbation_flow_step"): ("SCLDM, training of the perturbation flow", None),
-    ("package", "generate"): ("SCLDM, generation", ("published", "generate")),
-}
-for _stage, _what in (
-    ("autoencoder_step", "training of the autoencoder"),
-    ("prior_step", "training of the prior"),
-    ("generate", "generation"),
-):
+STEP_NAMES: dict[tuple[str, str], tuple[str, tuple[str, str] | None]] = {}
+for _stage, _what in {
+    "autoencoder_step": "autoencoder training",
+    "prior_step": "prior training",
+    "generate": "generation",
+}.items():
+    STEP_NAMES["package", _stage] = (f"SCLDM, {_what}", ("published", _stage))
     STEP_NAMES["package-published-sizes", _stage] = (f"SCLDM, published size, {_what}", ("published", _stage))
 for _name in ("SCRDIT", "WBDIT"):
     _published = f"published-{_name.lower()}"
-    STEP_NAMES[_name, "training_step"] = (f"{_name}, training", (_published, "training_step"))
-    STEP_NAMES[f"{_name}-published-size", "training_step"] = (
-        f"{_name}, published size, training",
-        (_published, "training_step"),
-    )
+    for _size, _suffix in {"": "", "-published-size": ", published size"}.items():
+        _training = (f"{_name}{_suffix}, training", (_published, "training_step"))
+        STEP_NAMES[f"{_name}{_size}", "training_step"] = _training
     STEP_NAMES[_name, "generate"] = (f"{_name}, generation", (_published, "generate_ddim"))
 CALL_NAMES = {
-    "importing": "`import scgen_diffusion.model`, a fresh process",
     "autoencoder_epochs": "`train_autoencoder`, an epoch",
     "prior_epochs": "`train_prior`, an epoch",
     "perturbation_flow_epochs": "`train_perturbation_flow`, an epoch",
@@ -55,12 +47,11 @@ def write(results: Path, root: Path) -> None:
 def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     shown = latest(stored)
-    figures, where = Figures(shown), describe(shown)
-    beside = f"{published_table(figures)}\n\n{where}"
+    page = "docs/user_guide/speed.md"
     return {
-        ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures)}\n\n{where}",
-        ("docs/user_guide/speed.md", "speed: calls"): call_table(figures),
-        ("README.md", "speed"): beside,
+        (page, "speed: calls"): f"{call_table(shown)}\n\n{describe(shown)}",
+        (page, "speed: equal size"): published_table(stored, is_equal=True),
+        (page, "speed: default"): published_table(stored, is_equal=False),
     }
 
 
@@ -106,56 +97,44 @@ def latest(stored: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["threads"] == rows["threads"].max()) & (rows["genes"] == rows["genes"].iloc[-1])]
 
 
-class Figures:
-    """The latest figures of one machine and number of threads, by system, stage and cells per call."""
-
-    def __init__(self, rows: pd.DataFrame) -> None:
-        latest = rows.drop_duplicates(["system", "stage", "batch"], keep="last")
-        self._rows = {(row["system"], row["stage"], row["batch"]): row for row in latest.to_dict("records")}
-
-    def of(self, system: str, stage: str) -> list[dict[str, Any]]:
-        """List the rows of a stage, smaller batches first."""
-        found = [row for (name, what, _), row in self._rows.items() if (name, what) == (system, stage)]
-        return sorted(found, key=lambda row: row["batch"])
-
-    def get(self, system: str, stage: str, batch: int) -> dict[str, Any] | None:
-        """Return one row, or None if it was not measured."""
-        return self._rows.get((system, stage, batch))
+def runs_of(stored: pd.DataFrame, system: str, stage: str) -> pd.DataFrame:
+    """Return the rows of a stage on CPUs by run: machine, threads, day, commit and cells per call."""
+    rows = stored[(stored["device"] == "cpu") & (stored["system"] == system) & (stored["stage"] == stage)]
+    run = ["processor", "threads", "date", "commit", "batch"]
+    return rows.assign(commit=rows["commit"].str.rstrip("+")).drop_duplicates(run, keep="last").set_index(run)
 
 
-def published_table(figures: Figures) -> str:
-    """Write the steps that have a published counterpart, those of networks of equal size last."""
+def published_table(stored: pd.DataFrame, *, is_equal: bool) -> str:
+    """Write how many times as fast as published the steps are, over all runs that measured both.
+
+    `is_equal`: those of networks of the published size, or those of default ones.
+    """
     lines = []
-    for key in sorted(STEP_NAMES, key=lambda key: "published" in key[0]):
-        name, published = STEP_NAMES[key]
-        for row in figures.of(*key):
-            if beside := published and figures.get(*published, row["batch"]):
-                lines.append(_step_line(name, row, beside)[:4])
-    return markdown_table(["", "cells/s", "published, cells/s", "times"], lines)
+    for (system, stage), (name, published) in STEP_NAMES.items():
+        ours = runs_of(stored, system, stage)
+        if published is None or ours.empty or system.endswith(("published-sizes", "published-size")) != is_equal:
+            continue
+        ours = ours[ours["how"] == ours["how"].iloc[-1]]  # today's sampler and steps
+        both = ours.join(runs_of(stored, *published), rsuffix=", published", how="inner")
+        if both.empty:
+            continue
+        times = both["cells_per_second"] / both["cells_per_second, published"]
+        low, high = (_number(float(f"{limit:.2g}")) for limit in (times.min(), times.max()))
+        is_extrapolated = both["how, published"].str.contains("extrapolated").any()
+        sizes = [f"{both[column].max() / 1e6:.1f}" for column in ("parameters", "parameters, published")]
+        runs = f"{len(both)} on {both.index.get_level_values('processor').nunique()}"
+        ranged = (low if low == high else f"{low} to {high}") + (" *" if is_extrapolated else "")
+        lines.append([name.replace(", published size", ""), *(sizes[:1] if is_equal else sizes), ranged, runs])
+    header = ["million parameters"] if is_equal else ["million parameters", "published"]
+    return markdown_table(["", *header, "times as fast", "runs on machines"], lines)
 
 
-def step_table(figures: Figures) -> str:
-    """Write the steps beside the published ones."""
-    lines = []
-    for key, (name, published) in STEP_NAMES.items():
-        for row in figures.of(*key):
-            beside = published and figures.get(*published, row["batch"])
-            lines.append(_step_line(f"{name}, {row['batch']:.0f} cells at a time", row, beside))
-    return markdown_table(["", "cells/s", "published, cells/s", "times", "GiB"], lines)
-
-
-def _step_line(name: str, row: Mapping[str, Any], published: Mapping[str, Any] | None) -> list[str]:
-    speed, beside = row["cells_per_second"], ["", ""]
-    if published:
-        beside = [_number(published["cells_per_second"]), f"**{_number(speed / published['cells_per_second'])}**"]
-    return [name, _number(speed), *beside, f"{row['peak_gib']:.2f}"]
-
-
-def call_table(figures: Figures) -> str:
+def call_table(rows: pd.DataFrame) -> str:
     """Write calls of users."""
+    latest = {(row["system"], row["stage"]): row for row in rows.to_dict("records")}
     lines = []
     for system, stage in product(("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"), CALL_NAMES):
-        for row in figures.of(system, stage):
+        if row := latest.get((system, stage)):
             has_cells = pd.notna(row["cells_per_second"])
             cells = [f"{row['batch']:,.0f}" if has_cells else "", f"{row['seconds']:.2g}"]
             speed = _number(row["cells_per_second"]) if has_cells else ""
@@ -169,8 +148,7 @@ def describe(rows: pd.DataFrame) -> str:
     return (
         f"{last['processor']}, {last['threads']:.0f} threads, {last['genes']:,.0f} genes of which "
         f"{last['expressed']:,.0f} are expressed, float32; {last['versions'].partition(', scgen-diffusion')[0]}; "
-        f"commit {last['commit']}, {last['date']}. This machine multiplies matrices at "
-        f"{last['matrix_rate'] / 1e9:,.0f} GFLOP/s."
+        f"commit {last['commit']}, {last['date']}."
     )
 
 

@@ -92,14 +92,15 @@ def test_scanpys_umap_draws_an_island_for_every_label(tmp_path):
 
 
 @pytest.mark.slow
-def test_cells_around_the_mean_of_all_lie_in_no_island():
+def test_cells_around_the_mean_of_all_lie_among_themselves():
     real, noise = make_cells(), make_cells(seed=1)
     noise.X = np.random.default_rng(0).poisson(real.X.mean(axis=0), noise.shape).astype(np.float32)
 
     own, drawn = (drawn_points(ax)[0] for ax in draw(real, noise)[:2])
 
-    nearest = np.linalg.norm(drawn[:, None] - own, axis=2).min(axis=1)
-    assert nearest.min() > 2 * np.sort(np.linalg.norm(own[:, None] - own, axis=2), axis=1)[:, 1].max()
+    to_real, to_noise = (np.linalg.norm(drawn[:, None] - others, axis=2) for others in (own, drawn))
+    np.fill_diagonal(to_noise, np.inf)
+    assert (to_noise.min(axis=1) < to_real.min(axis=1)).mean() > 0.9
 
 
 def test_the_users_cells_and_axes_are_used_as_they_are(first_components):
