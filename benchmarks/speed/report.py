@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.tables import markdown_table, read_table, write_block
@@ -59,29 +58,20 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
 GPU_ROWS = (
     *(("package", "autoencoder_step"), ("package", "prior_step")),
     *(("calls-SCLDM", "generate_anndata"), ("calls-SCLDM", "latent_representation")),
-    *((system, stage) for system in ("SCRDIT", "WBDIT") for stage in ("training_step", "generate")),
-    *((system, "training_step") for system in ("SCRDIT-published-size", "WBDIT-published-size")),
 )
 GPU_BATCH = 128
 
 
 def gpu_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """Return the table of GPUs for its page: the one measured most in several ways, others, and one core of a CPU."""
+    """Return the table of GPUs for its page: the one measured most, others, and one core of a CPU."""
     rows = stored[(stored["batch"] == GPU_BATCH) | ~stored["stage"].str.endswith("step")]
-    usual = np.where(rows["system"].str.endswith("published-size"), "bf16", "float32")
-    rows = rows.assign(precision=rows["precision"].where(rows["precision"] != usual, "usual"))
-    described = ["system", "stage", "processor", "replay", "compile", "precision"]
+    rows = rows[rows["replay"] & (rows["precision"] == "float32")]
+    described = ["system", "stage", "processor", "compile"]
     speed = rows.drop_duplicates(described, keep="last").set_index(described)["cells_per_second"]
     gpu, *others = stored.loc[stored["device"] == "cuda", "processor"].value_counts().index
     cpu = stored.loc[stored["device"] == "cpu", "processor"].iloc[-1]
-    ways = {
-        gpu: (gpu, True, False, "usual"),
-        "TF32": (gpu, True, False, "tf32"),
-        "compiled": (gpu, True, True, "usual"),
-        "not replayed": (gpu, False, False, "usual"),
-        **{other: (other, True, False, "usual") for other in others},
-        f"one core of {cpu}": (cpu, True, False, "usual"),
-    }
+    ways = {gpu: (gpu, False), "compiled": (gpu, True)}
+    ways |= {**{other: (other, False) for other in others}, f"one core of {cpu}": (cpu, False)}
     lines = []
     for key in GPU_ROWS:
         name = STEP_NAMES[key][0] if key in STEP_NAMES else f"{key[0].removeprefix('calls-')}, {CALL_NAMES[key[1]]}"

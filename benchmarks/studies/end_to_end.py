@@ -24,6 +24,7 @@ import time
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -32,6 +33,9 @@ from benchmarks.quality.report import IN_SHORT
 from benchmarks.runner import options, run, start
 from benchmarks.studies.world import HELD_OUT, N_GENES, World
 from benchmarks.tables import REAL, markdown_table, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 logger = logging.getLogger("benchmarks.end_to_end")
 
@@ -135,22 +139,15 @@ def measure(folder: Path, cells: int, genes: int, processes: int, step: str) -> 
     return pd.DataFrame([table["real" if step == REAL else "value"].to_dict()])
 
 
-def costs_of(rows: pd.DataFrame) -> str:
-    """Write what the steps of one run cost."""
-    costs = rows.set_index("step").loc[list(STEPS), [*COSTS, "n_stopped"]]
+def costs_of(table: pd.DataFrame, sizes: Sequence[int]) -> str:
+    """Write what the steps cost with each number of cells."""
+    costs, columns = table.set_index(["cells", "step"]), ("wall_minutes", "peak_memory_gib")
+    header = ["step", *(f"{cells:,} cells: {COSTS[column]}" for cells in sizes for column in columns)]
     lines = [
-        [STEPS[step], *(f"{value:.1f}" for value in values), f"{n_stopped:.0f}"]
-        for step, (*values, n_stopped) in zip(STEPS, costs.to_numpy(), strict=True)
+        [name, *(f"{costs.loc[(cells, step), column]:.1f}" for cells in sizes for column in columns)]
+        for step, name in STEPS.items()
     ]
-    return markdown_table(["step", *COSTS.values(), "times stopped"], lines)
-
-
-def quality_of(rows: pd.DataFrame) -> str:
-    """Write the figures of the cells of one run beside those of real cells."""
-    figures = rows.set_index("step").loc[list(SIDES)]
-    names = {metric: name for metric, name in IN_SHORT.items() if metric in figures and figures[metric].notna().any()}
-    lines = [[side, *(f"{value:.2f}" for value in figures.loc[side, list(names)])] for side in SIDES]
-    return markdown_table(["", *names.values()], lines)
+    return markdown_table(header, lines)
 
 
 def main() -> None:

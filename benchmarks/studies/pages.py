@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from benchmarks.studies.end_to_end import costs_of, quality_of
+from benchmarks.studies.end_to_end import costs_of
 from benchmarks.studies.known_world import GENERATED, GROUPS
 from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of, of_default_world
 from benchmarks.studies.perturbation import NAMES
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Blocks = dict[tuple[str, str], str]
 GUIDE = "docs/user_guide"
-ATLAS = "docs/how_to/atlas.md"
 
 
 #: Methods of each question, in the order of its table.
@@ -93,13 +92,9 @@ def perturbation(table: pd.DataFrame) -> Blocks:
 
 
 def end_to_end(table: pd.DataFrame) -> Blocks:
-    """Write what the steps from files to a report cost with 200 000 and a million cells, and how good the cells are."""
-    blocks = {}
-    for cells in (200_000, 1_000_000):
-        rows = table[(table["cells"] == cells) & (table["genes"] == N_GENES) & (table["processes"] == 1)]
-        blocks[ATLAS, f"end_to_end: costs of {cells}"] = costs_of(rows)
-        blocks[ATLAS, f"end_to_end: quality of {cells}"] = quality_of(rows)
-    return blocks
+    """Write what the steps from files to a report cost with 200,000 and a million cells."""
+    rows = table[(table["genes"] == N_GENES) & (table["processes"] == 1)]
+    return {("docs/how_to/larger_than_memory.md", "end_to_end"): costs_of(rows, (200_000, 1_000_000))}
 
 
 def learning_curves(table: pd.DataFrame) -> Blocks:

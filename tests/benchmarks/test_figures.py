@@ -31,20 +31,6 @@ def rival_predictions(metric, method):
 #: Page, sentence with one group per figure, and for each: results, rows (their mean is taken), column and decimals.
 SENTENCES = [
     (
-        "docs/how_to/gpu.md",
-        r"took ([\d.]+) minutes on the GPU, and ([\d.]+) on the core",
-        [(*quality("cpu_minutes", method, "kang_ifnb")[:3], 1) for method in ("SCLDM-cuda", "SCLDM")],
-    ),
-    (
-        "docs/how_to/gpu.md",
-        r"the AUC of principal components is ([\d.]+) \(core ([\d.]+)\) and\s+that of genes ([\d.]+) \(([\d.]+)\)",
-        [
-            quality(metric, method, "kang_ifnb")
-            for metric in ("auc_boosting", "auc_genes")
-            for method in ("SCLDM-cuda", "SCLDM")
-        ],
-    ),
-    (
         "docs/user_guide/how_many_cells.md",
         r"recognised with an AUC of ([\d.]+) in PCs and\s+([\d.]+) in genes, and their recall is ([\d.]+)\.",
         [published_size(metric) for metric in ("auc_boosting", "auc_genes", "recall")],
