@@ -269,16 +269,11 @@ IN_WORDS = {
     "auc_genes": "AUC of a classifier, genes (0.5 is perfect)",
     "precision": "precision",
     "recall": "recall",
-    "within_label_correlation": "correlation between genes, within labels",
-    "within_label_slope": "strength of these correlations (1 is right)",
+    "within_label_slope": "strength of correlations within labels (1 is right)",
     "tstr_f1": "F1 of a classifier trained on generated cells",
-    "dcr_ratio": "distance to the nearest training cell (1 is right)",
-    "membership_auc": "AUC of membership inference (0.5 is perfect)",
-    "copied_cells": "share of cells that copy a training cell",
 }
 OF_PERTURBATION = {
     "mean_change_correlation": "correlation of the mean changes",
-    "mean_change_correlation_top_100": "the same, 100 most changed genes",
     "mean_change_error": "error of the mean changes",
 }
 PARTS = {RNA: "RNA", PROTEINS: "proteins", f"{RNA}+{PROTEINS}": "both"}
@@ -293,18 +288,16 @@ def page_blocks(figures: pd.DataFrame) -> dict[tuple[str, str], str]:
         of_model, page = figures[figures["model"] == name], str(FOLDER / name / "README.md")
         by_part = {part: table.set_index("metric") for part, table in of_model.groupby("part")}
         cost, found, rna = by_part["cost"], by_part["attack"]["value"], by_part[RNA]
-        trained, source = cost.loc["train_minutes"], ["date", "commit", "versions"]
-        sizes = [f"{cost['value'][f'n_{part}_cells']:,.0f}" for part in ("training", "held_out")]
-        header = ["training cells", "held-out cells", *source]
-        blocks[page, "training"] = markdown_table(header, [[*sizes, *(str(trained[key]) for key in source)]])
-        attack = [f"{found['n_cells']:,.0f}", f"{found['auc']:.2f}", f"{0.5 + found['auc_by_chance']:.2f}"]
-        blocks[page, "attack"] = markdown_table(["training cells", "AUC", "by chance up to"], [attack])
+        n_cells = (f"{cost['value'][f'n_{part}_cells']:,.0f}" for part in ("training", "held_out"))
+        source = ", ".join(str(cost.loc["train_minutes", key]) for key in ("date", "commit", "versions"))
+        blocks[page, "training"] = "{} cells for training, {} held out. {}.".format(*n_cells, source)
+        blocks[page, "attack"] = f"AUC {found['auc']:.2f}; by chance up to {0.5 + found['auc_by_chance']:.2f}."
         blocks[page, "figures"] = _figures(by_part)
         if "perturbation" in by_part:
             blocks[page, "perturbation"] = _perturbation(by_part["perturbation"])
         blocks[page, "labels"] = _labels(labels[labels["model"] == name])
         aucs = [f"{rna['value'][metric]:.2f} ({rna['real'][metric]:.2f})" for metric in ("auc_boosting", "auc_genes")]
-        rows.append([f"`{name}`", *aucs, attack[1]])
+        rows.append([f"`{name}`", *aucs, f"{found['auc']:.2f}"])
     table = markdown_table(["model", "AUC, PCs", "AUC, genes", "attack"], rows)
     return blocks | {("docs/how_to/pretrained.md", "pretrained"): table}
 
@@ -314,28 +307,30 @@ def _figures(by_part: dict[str, pd.DataFrame]) -> str:
     for metric, words in IN_WORDS.items():
         found = [by_part[part].reindex([metric])[column].iloc[0] for part in parts for column in ("value", "real")]
         rows.append([words, *("" if pd.isna(value) else f"{value:.2f}" for value in found)])
-    header = [word for part in parts for word in (PARTS[part] if len(parts) > 1 else "generated", "real cells")]
+    header = [word for part in parts for word in (PARTS[part] if len(parts) > 1 else "generated", "real")]
     return markdown_table(["", *header], rows)
 
 
 def _perturbation(table: pd.DataFrame) -> str:
-    columns = {"value": "predicted", "real": "real cells", "no_change": "no change", "mean_shift": "mean shift"}
+    columns = {"value": "predicted", "real": "real", "no_change": "no change", "mean_shift": "mean shift"}
     means = table.groupby(level="metric")[list(columns)].mean()
     rows = [[words, *(f"{value:.2f}" for value in means.loc[metric])] for metric, words in OF_PERTURBATION.items()]
     return markdown_table(["", *columns.values()], rows)
 
 
 def _labels(labels: pd.DataFrame) -> str:
-    rows = []
+    """List the training cells of each label, those first that have a wrong marker."""
+    wrong, right = [], []
     for label, of_label in labels.groupby("label", sort=False):
-        means = of_label[~of_label["feature"].str.startswith(f"{PROTEINS}:")].set_index("feature")
-        totals, genes = means.loc["total_counts"], means.drop(index="total_counts")
+        genes = of_label[of_label["feature"].isin(IN_SUMMARY)].set_index("feature")
         gene = (genes["real"] - genes["generated"]).abs().idxmax()
         real, generated = genes.loc[gene, ["real", "generated"]]
-        wrong = f"{gene}: {real:.1f}, {generated:.1f}" if abs(real - generated) > WRONG else ""
-        numbers = [f"{totals[name]:,.0f}" for name in ("n_training_cells", "real", "generated")]
-        rows.append([label.replace("|", ", "), *numbers, wrong])
-    return markdown_table(["label", "training cells", "real", "generated", "wrong"], rows)
+        text = f"{label.replace('|', '/')} ({genes['n_training_cells'].iloc[0]:,})"
+        if abs(real - generated) > WRONG:
+            wrong.append(f"{text}: {gene} {generated:.1f} instead of {real:.1f}")
+        else:
+            right.append(text)
+    return f"**Do not use**: {'; '.join(wrong) or 'none'}.\n\nOthers: {', '.join(right)}."
 
 
 def main() -> None:
