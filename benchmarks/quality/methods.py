@@ -14,8 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.splits import LABEL, Split, join_labels, load_split
+from benchmarks.quality.baselines import BASELINES, draw_mixture, draw_per_label
+from benchmarks.quality.splits import LABEL, Split, join_labels, load_split, to_dense
 from benchmarks.rivals.worker import peak_memory_gib
 from benchmarks.tables import describe_source
 
@@ -28,16 +28,19 @@ if TYPE_CHECKING:
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
 PARTS = ("class", "train", "generate", "draw", "genes")
-IDEAL_PRIOR = "ideal-prior"
+IDEAL_PRIOR, MIXTURE = "ideal-prior", "mixture"
 
 #: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...,
-#: "genes": ...}``. ``"draw"`` may be ``"ideal-prior"`` (decoded latents of training cells). With ``"genes": "all"``, the
-#: model learns and draws the whole panel; the split's genes are judged.
+#: "genes": ...}``. ``"draw"`` may be ``"ideal-prior"`` (decoded latents of training cells) or ``"mixture"`` (those of a
+#: Gaussian mixture per label). With ``"genes": "all"``, the model learns and draws the whole panel; the split's genes
+#: are judged.
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
 VARIANTS |= {f"{name}-profiles": {"class": name, "model": {"path": "vp_linear"}} for name in ("SCRDIT", "WBDIT")}
 VARIANTS[f"SCLDM-{IDEAL_PRIOR}"] = {"class": "SCLDM", "draw": IDEAL_PRIOR}
+VARIANTS[f"SCLDM-{MIXTURE}"] = {"class": "SCLDM", "draw": MIXTURE}
+VARIANTS["SCLDM-plain"] = {"class": "SCLDM", "model": {"outliers": False, "condition_effects": False}}
 VARIANTS["SCLDM-whole-panel"] = {"class": "SCLDM", "genes": "all"}
 KNOWN = f"{', '.join([*VARIANTS, *BASELINES])}, or NAME=JSON for other arguments of a model"
 
@@ -113,6 +116,8 @@ def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.nda
         cells = split.train[rows].copy()
         cells.obs_names_make_unique()
         return model.get_reconstruction(cells, seed=seed).X
+    if variant.get("draw") == MIXTURE:
+        return draw_from_mixture(model, split, seed)
     counts = {} if variant["class"] == "SCLDM" else {"counts": True}
     cells = model.generate(condition=held_out_conditions(split), seed=seed, **counts, **variant.get("generate", {}))
     labels = join_labels(cells.obs, split.condition_keys)
@@ -120,6 +125,22 @@ def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.nda
         msg = "The generated cells do not have the requested genes and labels in the requested order."
         raise ValueError(msg)
     return cells.X
+
+
+def draw_from_mixture(model: Any, split: Split, seed: int) -> np.ndarray:
+    """Decode latents and totals from a Gaussian mixture per label, instead of those of the diffusion prior."""
+    from scgen_diffusion.diffusion import Generators
+
+    rng = np.random.default_rng(seed)
+    totals = to_dense(split.train.layers["counts"]).sum(axis=1)
+    known = np.column_stack([model.get_latent_representation(give_mean=False, seed=seed), np.log(totals)])
+    drawn = draw_per_label(draw_mixture, known, split.train_labels, split.held_out_labels, rng)
+    latents, totals = torch.from_numpy(drawn[:, :-1]), torch.from_numpy(drawn[:, -1:]).exp()
+    rows = draw_matching(split.train_labels, split.held_out_labels, rng)
+    conditions = torch.as_tensor(np.asarray(model.adata_manager.get_from_registry("conditions"))[rows])
+    with torch.inference_mode():
+        decoded = model.module.decode(latents.unflatten(1, model.module.latent_shape), totals, conditions)
+        return model.module.draw_cells(decoded, Generators(seed, range(len(drawn)), latents.device)).numpy()
 
 
 def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.AnnData:

@@ -67,8 +67,8 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     comparison = {
         "quality": quality_table(table, {f"{len(SETS)} sets": SETS}, METHODS),
         "sets": metric_table(table, "auc_genes", {name: name for name in METHODS_IN_README}),
-        "untouched": quality_table(table, {f"{len(UNTOUCHED)} sets": UNTOUCHED}, METHODS),
-        "published": quality_table(table, {"kang_ifnb": ["kang_ifnb"]}, PUBLISHED),
+        "untouched": quality_table(table, {f"{len(UNTOUCHED)} sets": UNTOUCHED}, METHODS, IN_README),
+        "published": quality_table(table, {"kang_ifnb": ["kang_ifnb"]}, PUBLISHED, IN_README),
         "roles": role_table(),
     }
     few = {name: [name] for name in FEW_CELLS}
@@ -187,10 +187,8 @@ def metric_table(table: pd.DataFrame, metric: str, names: Mapping[str, str], for
 
 def role_table() -> str:
     """Write what each data set was used for."""
-    rows = [[f"`{name}`", "yes" if dataset.untouched else "no", dataset.use] for name, dataset in DATASETS.items()]
-    return "\n".join(
-        f"| {' | '.join(cells)} |" for cells in [["data set", "held back", "used for"], ["---"] * 3, *rows]
-    )
+    rows = [[name, "**held back**: " * dataset.untouched + dataset.use] for name, dataset in DATASETS.items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [["data set", "used for"], ["---", "---"], *rows])
 
 
 def draw_comparison(table: pd.DataFrame, path: Path) -> None:
