@@ -29,7 +29,7 @@ IN_SHORT = {
     "dcr_ratio": "distance",
     "cpu_minutes": "minutes",
 }
-IN_README = {metric: name for metric, name in IN_SHORT.items() if name not in ("F1", "distance")}
+IN_README = {metric: name for metric, name in IN_SHORT.items() if name not in ("F1", "distance", "minutes")}
 OURS = ("SCLDM", "SCRDIT", "WBDIT")
 SIMPLE = ("scVI", "scVI-prior", "copula", "NB-copula")
 METHODS = (*OURS, "SCLDM-mixture", "SCLDM-plain", *SIMPLE)
@@ -38,6 +38,7 @@ PUBLISHED = ("SCLDM", "scVI", "copula", "CFGen", "scDiffusion")
 IN_WORDS = {
     "SCLDM-mixture": "SCLDM, mixture per label as prior",
     "SCLDM-plain": "SCLDM, plain negative binomial",
+    "SCLDM-whole-panel": "SCLDM, whole panel",
     "scVI": "scVI, mixture per label",
     "scVI-prior": "scVI, its own prior",
     "copula": "copula per label",
@@ -51,6 +52,7 @@ SETS = (
     "mixology_celllines",
 )
 UNTOUCHED = tuple(name for name, dataset in DATASETS.items() if dataset.untouched)
+WHOLE_PANELS = ("pbmc3k", "kang_ifnb", "mixology_celllines")
 FEW_CELLS = ("pbmc3k:300", "paul15:300", "kang_ifnb:1000")
 NEARNESS = {
     **{name: name for name in OURS},
@@ -71,11 +73,16 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "published": quality_table(table, {"kang_ifnb": ["kang_ifnb"]}, PUBLISHED, IN_README),
         "roles": role_table(),
     }
-    few = {name: [name] for name in FEW_CELLS}
+    few, whole = ({name: [name] for name in names} for names in (FEW_CELLS, WHOLE_PANELS))
+    of_cells = IN_README | {"cpu_minutes": IN_SHORT["cpu_minutes"]}
+    how_many = {
+        "few cells": quality_table(table, few, ("SCLDM", *SIMPLE), of_cells),
+        "whole panel": quality_table(table, whole, ("SCLDM", "SCLDM-whole-panel"), of_cells),
+    }
     return {
         **{("docs/comparison.md", mark): text for mark, text in comparison.items()},
         ("README.md", "quality"): quality_table(table, {f"{len(SETS)} sets": SETS}, METHODS_IN_README, IN_README),
-        ("docs/user_guide/how_many_cells.md", "few cells"): quality_table(table, few, METHODS),
+        **{("docs/user_guide/how_many_cells.md", mark): text for mark, text in how_many.items()},
         ("docs/user_guide/scrdit.md", "nearness"): metric_table(table, "nearer_than_held_out", NEARNESS, "{:.1%}"),
     }
 

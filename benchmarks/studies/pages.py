@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.studies.end_to_end import costs_of
 from benchmarks.studies.known_world import GENERATED, GROUPS
-from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of, of_default_world
+from benchmarks.studies.learning_curves import COSTS, columns_of, of_default_world
 from benchmarks.studies.perturbation import NAMES
 from benchmarks.studies.world import N_GENES
 from benchmarks.tables import REAL, markdown_table
@@ -35,6 +35,7 @@ OF_TYPES = (
     ),
     *("linear_additive", "no_change"),
 )
+OF_CELLS = ("SCLDM", "scVI-prior")
 OF_PAIRS = ("real", "scldm_perturbation_flow", "additive", "cpa", "cellflow", "mean_shift", "no_change")
 OF_HOURS = (
     *(
@@ -98,11 +99,11 @@ def end_to_end(table: pd.DataFrame) -> Blocks:
 
 
 def learning_curves(table: pd.DataFrame) -> Blocks:
-    """Write quality, minutes and memory by number of cells, and by numbers of genes and types."""
+    """Write quality, minutes and memory by number of cells."""
     worlds = columns_of(table)
     wide = of_default_world(worlds)
     of_real = wide.xs(REAL, level="method").iloc[[0]]
-    models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
+    models = wide.loc[[key for method in OF_CELLS for key in sorted(wide.index) if key[0] == method]]
     models.index = [f"{method}, {cells:,}" for method, cells in models.index]
     shown = pd.concat([of_real.set_axis([REAL]), models])
     costs = list(COSTS.values())
@@ -111,23 +112,14 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     quality = _table(shown, {name: name for name in shown.index}, columns, corner="training cells")
     minutes, peak = (wide[name].dropna().unstack("method").sort_index() for name in costs)
     lines = [
-        [f"{cells:,}", *(_cost(values.get(method, {}).get(cells)) for method in METHODS for values in (minutes, peak))]
+        [f"{cells:,}", *(_cost(values.get(method, {}).get(cells)) for method in OF_CELLS for values in (minutes, peak))]
         for cells in minutes.index
     ]
-    header = ["training cells", *(f"{method}: {name}" for method in METHODS for name in ("minutes", "GiB"))]
-    rows = {
-        f"{name}, {genes:,} genes, {types} types": (method, 8_000, DEFAULT, genes, types)
-        for genes, types in sorted({key[3:] for key in worlds.index})
-        for method, name in {**{name: name for name in (REAL, *METHODS)}, "NB-copula": "NB copula per label"}.items()
-    }
-    rows = {name: key for name, key in rows.items() if key in worlds.index}
-    columns = {name: name for name in [*columns, *costs] if not name.endswith("type")}
-    genes_and_types = _table(worlds, rows, columns, corner="8,000 training cells")
+    header = ["training cells", *(f"{method}: {name}" for method in OF_CELLS for name in ("minutes", "GiB"))]
     page = f"{GUIDE}/how_many_cells.md"
     return {
         (page, "learning_curves: quality"): quality,
         (page, "learning_curves: costs"): markdown_table(header, lines),
-        (page, "learning_curves: genes and types"): genes_and_types,
     }
 
 
