@@ -39,7 +39,6 @@ TOPICS = list(dict.fromkeys(metric.topic for metric in CATALOGUE.values()))
 
 def page_blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    stages = {stage: getattr(RECIPES["default"], stage) for stage in ("autoencoder", "prior", "perturbation_flow")}
     diffusion = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["mlp"]}
     scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
     scrdit = {name: asdict(build_gene_space_architecture("SCRDIT", **how)) for name, how in SCRDIT.items()}
@@ -47,7 +46,6 @@ def page_blocks() -> dict[tuple[str, str], str]:
     scrdit["default"]["patch_size"] = DEPENDS_ON_DATA["patch_size"]
     recipes = [DIFFUSION_RECIPES["SCRDIT"][name] for name in ("mlp", "profiles", "published")]
     return {
-        (f"{GUIDE}/scldm.md", "training length"): length_table(stages),
         (f"{GUIDE}/scldm_mathematics.md", "architecture"): option_table(scldm),
         (f"{GUIDE}/scldm_mathematics.md", "recipe"): recipe_table(
             {size: {stage: getattr(RECIPES[size], stage) for stage in ("autoencoder", "prior")} for size in RECIPES}

@@ -59,17 +59,12 @@ METRICS = {
 
 
 def perturbation(table: pd.DataFrame) -> Blocks:
-    """Write the means over the left-out types that all methods predicted, of each type, of pairs and of hours."""
+    """Write the means over the left-out types that all methods predicted, of pairs and of hours."""
     of = dict(iter(table.groupby("question")))
     by_type = of["types"].groupby(["metric", "method", "left_out"])["value"].mean().unstack()
     common = by_type.loc["energy_distance"].loc[list(OF_TYPES)].dropna(axis=1).columns
     means = by_type[common].mean(axis=1, skipna=False).unstack("metric")
     overall = _table(means, {NAMES[name]: name for name in OF_TYPES}, METRICS)
-
-    energy = by_type.loc["energy_distance"].T
-    shown = {NAMES[name]: name for name in ("real", "scldm_perturbation_flow", "latent_arithmetic", "mean_shift")}
-    shown |= {"`generate`": "scldm_generate"}
-    types = _table(energy, {name: name for name in energy.index}, shown, corner="left-out type")
 
     means = of["pairs"].pivot_table(index="method", columns="metric", values="value")
     columns = {name: metric for name, metric in METRICS.items() if name != "slope"}
@@ -86,7 +81,6 @@ def perturbation(table: pd.DataFrame) -> Blocks:
     hours = _table(means, rows, columns, corner="cells of the hour left out")
     return {
         (f"{GUIDE}/perturbations.md", "perturbation"): overall,
-        (f"{GUIDE}/perturbations.md", "perturbation: types"): types,
         (f"{GUIDE}/perturbations.md", "perturbation: pairs"): pairs,
         (f"{GUIDE}/numbers.md", "perturbation: hours"): hours,
     }
@@ -132,8 +126,8 @@ def many_labels(table: pd.DataFrame) -> Blocks:
     means = table.pivot_table(index=["model", "cells"], columns="n_train", values="confirmed")
     rows = {
         REAL: ("SCLDM", REAL),
-        **{name: (name, GENERATED) for name in ("SCLDM", "SCRDIT")},
-        **{f"{name}, `guidance_scale=1.5`": (name, "guidance 1.5") for name in ("SCLDM", "SCRDIT")},
+        "SCLDM": ("SCLDM", GENERATED),
+        "SCLDM, `guidance_scale=1.5`": ("SCLDM", "guidance 1.5"),
         "NB copula per label": ("NB-copula", GENERATED),
     }
     text = _table(means, rows, {f"{name} training cells": name for name in GROUPS})
