@@ -19,22 +19,12 @@ def quality(metric, method, dataset="pbmc3k"):
     return QUALITY, {"group": "all", "metric": metric, "method": method, "dataset": dataset}, "value", 2
 
 
-def published_size(metric):
-    rows = {"group": "all", "metric": metric, "method": "SCLDM-published", "cells": "32000"}
-    return "studies/results/learning_curves.csv", rows, "value", 2
-
-
 def rival_predictions(metric, method):
     return "studies/results/perturbation.csv", {"metric": metric, "method": method}, "value", 1
 
 
 #: Page, sentence with one group per figure, and for each: results, rows (their mean is taken), column and decimals.
 SENTENCES = [
-    (
-        "docs/user_guide/how_many_cells.md",
-        r"recognised with an AUC of ([\d.]+) in PCs and\s+([\d.]+) in genes, and their recall is ([\d.]+)\.",
-        [published_size(metric) for metric in ("auc_boosting", "auc_genes", "recall")],
-    ),
     (
         "docs/faq.md",
         r"SCLDM's cells reach an AUC of ([\d.]+) on principal components and ([\d.]+) on genes",
@@ -94,7 +84,4 @@ def test_readme_counts_the_metrics_and_seeds_of_the_results():
 def test_the_user_guide_counts_the_data_sets_of_the_comparison():
     table = pd.read_csv(ROOT / "benchmarks" / QUALITY)
     n_of = table[table["dataset"].isin(DATASETS)].groupby("method")["dataset"].nunique()
-    counts = f"of SCLDM on {n_of['SCLDM']} data sets, of SCRDIT on {n_of['SCRDIT']} and of WBDIT on {n_of['WBDIT']},"
-    assert counts in words_of("docs/user_guide/index.md")
     assert f"scores on {n_of['SCRDIT']} data sets" in words_of("docs/user_guide/scrdit.md")
-    assert f"Scores on {n_of['SCLDM']} data sets" in words_of("docs/user_guide/scldm.md")
