@@ -29,7 +29,8 @@ IN_SHORT = {
     "dcr_ratio": "distance",
     "cpu_minutes": "minutes",
 }
-IN_README = {metric: name for metric, name in IN_SHORT.items() if name not in ("F1", "distance", "minutes")}
+IN_BRIEF = {metric: name for metric, name in IN_SHORT.items() if name not in ("F1", "distance")}
+IN_README = {metric: name for metric, name in IN_BRIEF.items() if name != "minutes"}
 OURS = ("SCLDM", "SCRDIT", "WBDIT")
 SIMPLE = ("scVI", "scVI-prior", "copula", "NB-copula")
 METHODS = (*OURS, "SCLDM-mixture", "SCLDM-plain", *SIMPLE)
@@ -69,15 +70,14 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     comparison = {
         "quality": quality_table(table, {f"{len(SETS)} sets": SETS}, METHODS),
         "sets": metric_table(table, "auc_genes", {name: name for name in METHODS_IN_README}),
-        "untouched": quality_table(table, {f"{len(UNTOUCHED)} sets": UNTOUCHED}, METHODS, IN_README),
-        "published": quality_table(table, {"kang_ifnb": ["kang_ifnb"]}, PUBLISHED, IN_README),
+        "untouched": quality_table(table, {f"{len(UNTOUCHED)} sets": UNTOUCHED}, METHODS, IN_BRIEF),
+        "published": quality_table(table, {"kang_ifnb": ["kang_ifnb"]}, PUBLISHED, IN_BRIEF),
         "roles": role_table(),
     }
     few, whole = ({name: [name] for name in names} for names in (FEW_CELLS, WHOLE_PANELS))
-    of_cells = IN_README | {"cpu_minutes": IN_SHORT["cpu_minutes"]}
     how_many = {
-        "few cells": quality_table(table, few, ("SCLDM", *SIMPLE), of_cells),
-        "whole panel": quality_table(table, whole, ("SCLDM", "SCLDM-whole-panel"), of_cells),
+        "few cells": quality_table(table, few, ("SCLDM", *SIMPLE), IN_BRIEF),
+        "whole panel": quality_table(table, whole, ("SCLDM", "SCLDM-whole-panel"), IN_BRIEF),
     }
     return {
         **{("docs/comparison.md", mark): text for mark, text in comparison.items()},
