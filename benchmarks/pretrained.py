@@ -279,6 +279,8 @@ OF_PERTURBATION = {
 PARTS = {RNA: "RNA", PROTEINS: "proteins", f"{RNA}+{PROTEINS}": "both"}
 #: A marker is wrong if its means differ by more, on the scale of log1p of 10 000 counts per cell.
 WRONG = 1.0
+#: Cells of labels with fewer training cells are less accurate.
+FEW = 20
 
 
 def page_blocks(figures: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -319,8 +321,8 @@ def _perturbation(table: pd.DataFrame) -> str:
 
 
 def _labels(labels: pd.DataFrame) -> str:
-    """List the training cells of each label, those first that have a wrong marker."""
-    wrong, right = [], []
+    """List the labels that have a wrong marker, and those of few training cells."""
+    wrong, few = [], []
     for label, of_label in labels.groupby("label", sort=False):
         genes = of_label[of_label["feature"].isin(IN_SUMMARY)].set_index("feature")
         gene = (genes["real"] - genes["generated"]).abs().idxmax()
@@ -328,9 +330,9 @@ def _labels(labels: pd.DataFrame) -> str:
         text = f"{label.replace('|', '/')} ({genes['n_training_cells'].iloc[0]:,})"
         if abs(real - generated) > WRONG:
             wrong.append(f"{text}: {gene} {generated:.1f} instead of {real:.1f}")
-        else:
-            right.append(text)
-    return f"**Do not use**: {'; '.join(wrong) or 'none'}.\n\nOthers: {', '.join(right)}."
+        elif genes["n_training_cells"].iloc[0] < FEW:
+            few.append(text)
+    return f"- **Do not use**: {'; '.join(wrong) or 'none'}.\n- **Careful**: {', '.join(few) or 'none'}."
 
 
 def main() -> None:
