@@ -265,12 +265,11 @@ def features(cells: Cells, layer: str | None = None) -> pd.DataFrame:
 
 #: Figures of the card, in words.
 IN_WORDS = {
-    "auc_boosting": "AUC of a classifier, components (0.5 is perfect)",
-    "auc_genes": "AUC of a classifier, genes (0.5 is perfect)",
+    "auc_boosting": "AUC, components (0.5 is perfect)",
+    "auc_genes": "AUC, genes",
     "precision": "precision",
     "recall": "recall",
-    "within_label_slope": "strength of correlations within labels (1 is right)",
-    "tstr_f1": "F1 of a classifier trained on generated cells",
+    "within_label_slope": "strength of correlations (1 is right)",
 }
 OF_PERTURBATION = {
     "mean_change_correlation": "correlation of the mean changes",
