@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, fields
-from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.tables import markdown_table
 from scgen_diffusion import metrics
 from scgen_diffusion.metrics import CATALOGUE
-from scgen_diffusion.module import build_architecture, build_gene_space_architecture, gene_space_module
+from scgen_diffusion.module import (
+    SCMDM_ARCHITECTURES,
+    SCRDIT_ARCHITECTURES,
+    WBDIT_ARCHITECTURES,
+    MoleculeModule,
+    ProfileModule,
+    build_architecture,
+)
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
 if TYPE_CHECKING:
@@ -24,14 +30,11 @@ GUIDE = "docs/user_guide"
 N_TRAINING_CELLS = (500, 2_000, 10_000, 100_000, 1_000_000)
 #: For the table of network sizes.
 N_GENES, N_CLASSES = 2_000, 8
-#: Values that depend on the data, in words.
-DEPENDS_ON_DATA = {"patch_size": "genes / 10, at most 200", "width": "128; 256 for 20,000 cells or more on a GPU"}
-#: Columns of SCRDIT's tables, and rows of that of network sizes.
-PROFILES = 'default, `path="vp_linear"`'
-SCRDIT = {
-    "default": {"size": "default"},
-    PROFILES: {"size": "default", "values": "log1p"},
-    "published": {"size": "published"},
+#: Models over all genes: their modules and architectures.
+GENE_SPACE: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    "SCRDIT": (ProfileModule, SCRDIT_ARCHITECTURES),
+    "WBDIT": (ProfileModule, WBDIT_ARCHITECTURES),
+    "SCMDM": (MoleculeModule, SCMDM_ARCHITECTURES),
 }
 #: Of metrics, in the order of the page.
 TOPICS = list(dict.fromkeys(metric.topic for metric in CATALOGUE.values()))
@@ -39,22 +42,19 @@ TOPICS = list(dict.fromkeys(metric.topic for metric in CATALOGUE.values()))
 
 def page_blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    diffusion = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["mlp"]}
     scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
-    scrdit = {name: asdict(build_gene_space_architecture("SCRDIT", **how)) for name, how in SCRDIT.items()}
-    scrdit[PROFILES] |= DEPENDS_ON_DATA
-    scrdit["default"]["patch_size"] = DEPENDS_ON_DATA["patch_size"]
-    recipes = [DIFFUSION_RECIPES["SCRDIT"][name] for name in ("mlp", "profiles", "published")]
+    scrdit = {size: asdict(architecture) for size, architecture in SCRDIT_ARCHITECTURES.items()}
+    scrdit["default"]["patch_size"] = "genes / 10, at most 200"
+    recipes = {size: {"diffusion": recipe} for size, recipe in DIFFUSION_RECIPES["SCRDIT"].items()}
     return {
         (f"{GUIDE}/scldm_mathematics.md", "architecture"): option_table(scldm),
         (f"{GUIDE}/scldm_mathematics.md", "recipe"): recipe_table(
             {size: {stage: getattr(RECIPES[size], stage) for stage in ("autoencoder", "prior")} for size in RECIPES}
         ),
-        (f"{GUIDE}/scrdit.md", "training length"): length_table(diffusion),
+        (f"{GUIDE}/scrdit.md", "training length"): length_table({"diffusion": DIFFUSION_RECIPES["SCRDIT"]["default"]}),
+        (f"{GUIDE}/scmdm.md", "training length"): length_table({"diffusion": DIFFUSION_RECIPES["SCMDM"]["default"]}),
         (f"{GUIDE}/scrdit_mathematics.md", "architecture"): option_table(scrdit),
-        (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(
-            {name: {"diffusion": recipe} for name, recipe in zip(SCRDIT, recipes, strict=True)}
-        ),
+        (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(recipes),
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
         **{(f"{GUIDE}/metrics.md", topic): metric_table(topic) for topic in TOPICS},
     }
@@ -98,10 +98,10 @@ def _setting(recipe: Recipe, name: str) -> object:
 def network_size_table() -> str:
     """Write the number of parameters of the gene-space networks."""
     lines = []
-    for (size, how), name in product(SCRDIT.items(), ("SCRDIT", "WBDIT")):
+    sizes = [(name, *of, size) for name, of in GENE_SPACE.items() for size in of[1]]
+    for name, module, architectures, size in sizes:
         with torch.device("meta"):
-            architecture = build_gene_space_architecture(name, **how, n_genes=N_GENES)
-            network = gene_space_module(architecture)(N_GENES, (N_CLASSES,), architecture=architecture).network
+            network = module(N_GENES, (N_CLASSES,), architecture=architectures[size]).network
         parameters = list(network.parameters())
         inner = sum(p.numel() for p in parameters if not any(length % N_GENES == 0 for length in p.shape))
         lines.append([f"{name}, {size}", _millions(sum(p.numel() for p in parameters)), _millions(inner)])

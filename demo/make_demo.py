@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 FOLDER = Path(__file__).resolve().parent
-MODELS = ("SCLDM", "SCRDIT", "WBDIT")
+MODELS = ("SCLDM", "SCMDM", "SCRDIT", "WBDIT")
 KEY = "cell_type"
 HELD_OUT_SHARE = 0.2
 SEED = 0
@@ -44,8 +44,8 @@ def train(cells: AnnData, name: str) -> Any:
 
 
 def generate(model: Any, **request: Any) -> AnnData:
-    """Generate counts, which SCLDM always gives and the others when asked."""
-    if not isinstance(model, scgd.model.SCLDM):
+    """Generate counts, which SCRDIT and WBDIT give when asked."""
+    if isinstance(model, scgd.model.SCRDIT | scgd.model.WBDIT):
         request["counts"] = True
     return model.generate(seed=SEED, **request)
 

@@ -31,7 +31,7 @@ from numba.core.dispatcher import Dispatcher
 from scvi.data import AnnDataManager
 
 from scgen_diffusion.diffusion import _random
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
+from scgen_diffusion.model import SCLDM, SCMDM, SCRDIT, WBDIT, _scldm
 from scgen_diffusion.train import RECIPES, PerturbationFlowRecipe, PriorRecipe, TrainingRecipe, _initialise
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
@@ -125,7 +125,6 @@ TINY_GENE_SPACE = {
     "n_layers": 1,
     "n_heads": 2,
     "unet_width": 4,
-    "path": "vp_linear",
     "target": "data",
     "head": "regression",
     "n_global_tokens": 1,
@@ -133,7 +132,8 @@ TINY_GENE_SPACE = {
     "scaling": "gene",
     "library_size": "latent",
 }
-SIZES = {SCLDM: TINY, SCRDIT: TINY_GENE_SPACE, WBDIT: TINY_GENE_SPACE}
+TINY_MOLECULES = {"patch_size": 5, "width": 8, "n_layers": 1, "n_heads": 2, "n_global_tokens": 1, "n_axes": 4}
+SIZES = {SCLDM: TINY, SCRDIT: TINY_GENE_SPACE, WBDIT: TINY_GENE_SPACE, SCMDM: TINY_MOLECULES}
 
 
 def _make_model(adata=None, *, cls=SCLDM, condition_keys=("cell_type", "dose"), setup=None, **options):

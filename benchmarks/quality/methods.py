@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-MODELS = ("SCLDM", "SCRDIT", "WBDIT")
+MODELS = ("SCLDM", "SCMDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
 PARTS = ("class", "train", "generate", "draw", "genes")
 IDEAL_PRIOR, MIXTURE = "ideal-prior", "mixture"
@@ -37,7 +37,7 @@ IDEAL_PRIOR, MIXTURE = "ideal-prior", "mixture"
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
-VARIANTS |= {f"{name}-profiles": {"class": name, "model": {"path": "vp_linear"}} for name in ("SCRDIT", "WBDIT")}
+VARIANTS["SCMDM-white_box"] = {"class": "SCMDM", "model": {"backbone": "white_box"}}
 VARIANTS[f"SCLDM-{IDEAL_PRIOR}"] = {"class": "SCLDM", "draw": IDEAL_PRIOR}
 VARIANTS[f"SCLDM-{MIXTURE}"] = {"class": "SCLDM", "draw": MIXTURE}
 VARIANTS["SCLDM-plain"] = {"class": "SCLDM", "model": {"outliers": False, "condition_effects": False}}
@@ -118,7 +118,7 @@ def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.nda
         return model.get_reconstruction(cells, seed=seed).X
     if variant.get("draw") == MIXTURE:
         return draw_from_mixture(model, split, seed)
-    counts = {} if variant["class"] == "SCLDM" else {"counts": True}
+    counts = {"counts": True} if variant["class"] in ("SCRDIT", "WBDIT") else {}
     cells = model.generate(condition=held_out_conditions(split), seed=seed, **counts, **variant.get("generate", {}))
     labels = join_labels(cells.obs, split.condition_keys)
     if not cells.var_names.equals(split.train.var_names) or (labels != split.held_out_labels).any():

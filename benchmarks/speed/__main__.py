@@ -35,10 +35,10 @@ EVERYTHING = (
     "--systems package --threads 2 --seconds 1 --batch 256 --stages prior_step",
     "--systems package --threads 2 --seconds 1 --batch 512 --stages perturbation_flow_step",
     f"--systems SCRDIT-published-size WBDIT-published-size {TRAIN} 16",
-    f"--systems SCRDIT WBDIT {TRAIN} 16 128",
-    f"--systems SCRDIT WBDIT {SAMPLE}",
-    "--systems calls-SCLDM calls-SCRDIT calls-WBDIT --threads 2 --seconds 1",
-    "--systems package SCRDIT WBDIT --threads 1 --seconds 1",
+    f"--systems SCMDM SCRDIT WBDIT {TRAIN} 16 128",
+    f"--systems SCMDM SCRDIT WBDIT {SAMPLE}",
+    "--systems calls-SCLDM calls-SCMDM calls-SCRDIT calls-WBDIT --threads 2 --seconds 1",
+    "--systems package SCMDM SCRDIT WBDIT --threads 1 --seconds 1",
 )
 
 

@@ -33,13 +33,14 @@ FULL = Setting(n_genes=17_002, n_expressed=6_147, device="cuda", n_cells=32_768)
 TINY = Setting(n_genes=60, n_expressed=20, batch_size=8, n_cells=64, n_steps=2)
 #: Precision, whether networks are compiled, and the stages to measure, by system. What takes minutes to compile is last.
 STEPS = ("autoencoder_step", "prior_step", "training_step")
+GENE_SPACE = ("SCMDM", "SCRDIT", "WBDIT")
 WAYS = (
-    ("float32", False, ("package", "SCRDIT", "WBDIT"), STEPS),
+    ("float32", False, ("package", *GENE_SPACE), STEPS),
     ("float32", False, ("calls-SCLDM",), ("generate_anndata", "latent_representation")),
-    ("float32", False, ("SCRDIT", "WBDIT"), ("generate",)),
-    ("tf32", False, ("package", "SCRDIT", "WBDIT"), STEPS),
+    ("float32", False, GENE_SPACE, ("generate",)),
+    ("tf32", False, ("package", *GENE_SPACE), STEPS),
     ("bf16", False, ("SCRDIT-published-size", "WBDIT-published-size"), STEPS),
-    ("float32", True, ("package", "SCRDIT", "WBDIT"), STEPS),
+    ("float32", True, ("package", *GENE_SPACE), STEPS),
 )
 KEYS = ("system", "stage", "batch", "precision", "compile", "replay", "processor")
 #: Largest relative difference that passes: sums over thousands of genes in another order turn 1e-7 into this.

@@ -123,7 +123,7 @@ def call_table(rows: pd.DataFrame) -> str:
     """Write calls of users."""
     latest = {(row["system"], row["stage"]): row for row in rows.to_dict("records")}
     lines = []
-    for system, stage in product(("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"), CALL_NAMES):
+    for system, stage in product((f"calls-{name}" for name in ("SCLDM", "SCMDM", "SCRDIT", "WBDIT")), CALL_NAMES):
         if row := latest.get((system, stage)):
             has_cells = pd.notna(row["cells_per_second"])
             cells = [f"{row['batch']:,.0f}" if has_cells else "", f"{row['seconds']:.2g}"]

@@ -134,8 +134,8 @@ class Package:
     ``..._epochs`` with the default batch size, ``..._step`` with that of the setting.
     """
 
-    def __init__(self, setting: Setting, model_class: str, size: str = "default") -> None:
-        self.setting, self.size = setting, size
+    def __init__(self, setting: Setting, model_class: str, **options: str) -> None:
+        self.setting, self.size = setting, options.get("size", "default")
         torch.manual_seed(0)
         self.folder = tempfile.TemporaryDirectory()
         self.cells, self.trained = simulated_cells(setting), set[str]()
@@ -143,7 +143,7 @@ class Package:
 
         self.model_class = getattr(model, model_class)
         self.setup()
-        self.model = self.model_class(self.cells, size=size)
+        self.model = self.model_class(self.cells, **options)
 
     def setup(self) -> None:
         control = {"control_values": CONTROL} if self.model_class.__name__ == "SCLDM" else {}
@@ -252,8 +252,9 @@ SYSTEMS: dict[str, tuple[Callable[[Setting], Any], tuple[str, ...]]] = {
     ),
     "calls-SCLDM": (partial(Package, model_class="SCLDM"), (*CALLS, "latent_representation", "save", "load")),
 }
-for _name in ("SCRDIT", "WBDIT"):
+for _name in ("SCMDM", "SCRDIT", "WBDIT"):
     SYSTEMS[_name] = (partial(Package, model_class=_name), ("training_step", "generate"))
-    SYSTEMS[f"{_name}-published-size"] = (partial(Package, model_class=_name, size="published"), ("training_step",))
+    if _name != "SCMDM":
+        SYSTEMS[f"{_name}-published-size"] = (partial(Package, model_class=_name, size="published"), ("training_step",))
     SYSTEMS[f"calls-{_name}"] = (partial(Package, model_class=_name), GENE_SPACE_CALLS)
 STAGES = tuple(dict.fromkeys(stage for _, stages in SYSTEMS.values() for stage in stages))

@@ -205,7 +205,7 @@ def study(question: Question, model: str, seed: int, variant: Variant | None) ->
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
-    parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=KNOWN)
+    parser.add_argument("--models", nargs="+", default=["SCLDM", "SCMDM"], help=KNOWN)
     chosen = start(parser)
     variants = choose_methods(chosen.models)
     for name in chosen.worlds:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PICTURE = ROOT / "docs" / "_static" / "learning_curves.png"
 KEYS = ("method", "cells", "steps", "genes", "types")
-METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI-prior")
+METHODS = ("SCLDM", "SCMDM", "SCMDM-white_box", "scVI-prior")
 #: Numbers of training steps: rows of others are records.
 DEFAULT = "default"
 CELLS = (2_000, 8_000, 32_000)

@@ -4,10 +4,8 @@ import csv
 import re
 from statistics import mean
 
-import pandas as pd
 import pytest
 from benchmarks import pages
-from benchmarks.quality.splits import DATASETS
 from benchmarks.tables import ROOT
 
 from scgen_diffusion.metrics import CATALOGUE
@@ -79,9 +77,3 @@ def test_readme_counts_the_metrics_and_seeds_of_the_results():
     assert f"Each of the {len(CATALOGUE)} metrics" in text
     assert len({row["seed"] for row in rows_of(QUALITY, {"group": "all"})}) == 3
     assert "means of three seeds" in text
-
-
-def test_the_user_guide_counts_the_data_sets_of_the_comparison():
-    table = pd.read_csv(ROOT / "benchmarks" / QUALITY)
-    n_of = table[table["dataset"].isin(DATASETS)].groupby("method")["dataset"].nunique()
-    assert f"scores on {n_of['SCRDIT']} data sets" in words_of("docs/user_guide/scrdit.md")

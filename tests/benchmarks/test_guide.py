@@ -7,10 +7,9 @@ import re
 import pytest
 from benchmarks.tables import ROOT
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, PATHS, Masking, samplers_for
-from scgen_diffusion.model import SCLDM, SCRDIT
-from scgen_diffusion.model._scrdit import default_sampler
-from scgen_diffusion.module import build_architecture, build_gene_space_architecture
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Masking, VariancePreserving, samplers_for
+from scgen_diffusion.model import SCLDM, SCMDM, SCRDIT, WBDIT
+from scgen_diffusion.module import SCMDM_ARCHITECTURES, SCRDIT_ARCHITECTURES, WBDIT_ARCHITECTURES, build_architecture
 
 
 def defaults_of(*functions):
@@ -21,21 +20,20 @@ SCLDM_OPTIONS = defaults_of(SCLDM.train, SCLDM.generate, SCLDM.__init__) | {
     "n_steps": FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps,
     **vars(build_architecture("default")),
 }
-SAMPLERS = samplers_for(PATHS["vp_linear"]) | samplers_for(Masking())
+SAMPLERS = samplers_for(VariancePreserving()) | samplers_for(Masking())
 
 
-def gene_space_options(model, values):
-    architecture = build_gene_space_architecture(model, "default", values=values)
-    sampler = default_sampler(architecture)
-    return defaults_of(SCRDIT.train, SCRDIT.generate, SCRDIT.__init__) | {
+def options_of(model, architectures, sampler):
+    return defaults_of(model.train, model.generate, model.__init__) | {
         "sampler": sampler,
         "n_steps": SAMPLERS[sampler].default_n_steps,
-        **vars(architecture),
+        **vars(architectures["default"]),
     }
 
 
-SCRDIT_OPTIONS, WBDIT_OPTIONS = (gene_space_options(model, "counts") for model in ("SCRDIT", "WBDIT"))
-PROFILE_OPTIONS = gene_space_options("SCRDIT", "log1p")
+SCRDIT_OPTIONS = options_of(SCRDIT, SCRDIT_ARCHITECTURES, "dpm_solver_3m")
+WBDIT_OPTIONS = options_of(WBDIT, WBDIT_ARCHITECTURES, "dpm_solver_3m")
+SCMDM_OPTIONS = options_of(SCMDM, SCMDM_ARCHITECTURES, SCMDM.default_sampler)
 ROW = re.compile(r"^\| `(\w+)` \| `([^`]+)` \|", re.MULTILINE)
 
 
@@ -47,9 +45,9 @@ def text_of(page):
     ("page", "section", "options"),
     [
         ("scldm.md", "", SCLDM_OPTIONS),
-        ("scrdit.md", "## Options", SCRDIT_OPTIONS),
-        ("scrdit.md", "## Noisy profiles", PROFILE_OPTIONS),
+        ("scrdit.md", "", SCRDIT_OPTIONS),
         ("wbdit.md", "", WBDIT_OPTIONS),
+        ("scmdm.md", "", SCMDM_OPTIONS),
     ],
 )
 def test_tables_of_options_name_the_defaults(page, section, options):

@@ -12,7 +12,6 @@ from scgen_diffusion.diffusion import (
     draw_negative_binomial,
     keep_molecules,
 )
-from scgen_diffusion.diffusion._count_draws import draw_poisson
 
 N = 100_000
 
@@ -44,7 +43,7 @@ BINOMIALS = [(1, 0.3), (20, 0.01), (20, 0.9), (1000, 0.01), (100, 0.3), (5000, 0
     ("draw", "parameters", "distribution"),
     [
         *[(draw_negative_binomial, pair, stats.nbinom(pair[1], pair[1] / sum(pair))) for pair in NEGATIVE_BINOMIALS],
-        *[(draw_poisson, (mean,), stats.poisson(mean)) for mean in MEANS],
+        *[(draw_negative_binomial, (mean, 1e12), stats.poisson(mean)) for mean in MEANS],
         *[(draw_binomial, pair, stats.binom(*pair)) for pair in BINOMIALS],
     ],
 )
@@ -85,11 +84,10 @@ def test_any_counts_alone_are_what_they_are_among_others_and_in_parts(seed, monk
     mu, theta = (10 ** (torch.rand(5000, generator=rng) * 5 - shift) for shift in (1, 2))
     u, n = uniforms(5000, seed), int(torch.randint(1, 200, (1,), generator=rng))
     chosen = torch.randperm(5000, generator=rng)[:n]
-    alone = draw_negative_binomial(u[chosen], mu[chosen], theta[chosen]), draw_poisson(u[chosen], mu[chosen])
+    alone = draw_negative_binomial(u[chosen], mu[chosen], theta[chosen])
     for part_size in (_count_draws.PART_SIZE, 700):
         monkeypatch.setattr(_count_draws, "PART_SIZE", part_size)
-        assert torch.equal(draw_negative_binomial(u, mu, theta)[chosen], alone[0])
-        assert torch.equal(draw_poisson(u, mu)[chosen], alone[1])
+        assert torch.equal(draw_negative_binomial(u, mu, theta)[chosen], alone)
 
 
 @pytest.mark.parametrize("theta", [np.exp(-80.0), 1e-6, 1e8, np.exp(80.0)], ids=str)
@@ -110,8 +108,6 @@ def test_parameters_that_are_not_finite_are_an_error_that_names_them(bad, other)
     for mu, theta, name in [(broken, good, "`mu`"), (good, broken, "`theta`"), (broken, broken, "`mu` and `theta`")]:
         with pytest.raises(FloatingPointError, match=name):
             draw_negative_binomial(u, mu, theta)
-    with pytest.raises(FloatingPointError, match="`mean`"):
-        draw_poisson(u, broken)
 
 
 def test_where_looking_would_mean_to_wait_such_counts_are_no_numbers(monkeypatch):
@@ -121,7 +117,6 @@ def test_where_looking_would_mean_to_wait_such_counts_are_no_numbers(monkeypatch
     counts = draw_negative_binomial(uniforms(5), mu, theta)
     assert counts.isnan().tolist() == [True] * 4 + [False]
     assert counts[4] == draw_negative_binomial(uniforms(5)[4:], mu[4:], theta[4:])
-    assert draw_poisson(uniforms(5), mu).isnan().tolist() == [True] * 2 + [False] * 3
 
 
 def test_invalid_counts_become_nan_and_sampling_ends():

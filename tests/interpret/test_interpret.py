@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scgen_diffusion import interpret
 from scgen_diffusion.interpret._noised_cells import noised_cells
-from scgen_diffusion.model import WBDIT
+from scgen_diffusion.model import SCRDIT, WBDIT
 
-SIZES = {"patch_size": 3, "width": 8, "n_layers": 2, "n_heads": 2, "n_global_tokens": 0, "path": "vp_linear"}
+SIZES = {"patch_size": 3, "width": 8, "n_layers": 2, "n_heads": 2, "n_global_tokens": 0}
 HEADS = ["L0H0", "L0H1", "L1H0", "L1H1"]
 N_PATCHES = 4  # 12 genes in patches of 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # matrix products of other shapes add in another order, in single precision
@@ -204,21 +204,6 @@ def test_without_conditions_cells_need_none(opened):
         interpret.head_coding_rates(opened, bare, seed=0)
 
 
-def test_masking_counts_time_from_masked_to_data(make_opened):
-    model = make_opened(path="masking")
-
-    table = interpret.layer_statistics(model, seed=0)
-
-    levels = table.groupby("time")["noise_level"].first()
-    assert list(levels.index) == [0.0, 0.25, 0.5, 0.75, 0.9, 1.0]
-    assert levels.is_monotonic_decreasing
-    assert (levels[0.0], levels[1.0]) == (1.0, 0.0)
-    with pytest.raises(ValueError, match="time"):
-        interpret.head_loadings(model, time=250)
-    with pytest.raises(ValueError, match="whole numbers"):
-        interpret.head_loadings(model, model.generate(5, seed=0), seed=0)
-
-
 def test_loadings_follow_the_scale_of_a_gene(make_opened):
     model = make_opened()
     network = model.module.averaged_network.module.backbone.network
@@ -354,14 +339,14 @@ def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_
 
 
 @pytest.mark.parametrize("name", sorted({*interpret.__all__} - {"head_specificity"}))
-def test_only_trained_models_with_a_white_box_can_be_opened(make_opened, make_cells, trained, name):
+def test_only_trained_models_with_a_white_box_can_be_opened(make_cells, trained, trained_once, name):
     method = getattr(interpret, name)
     cells = make_cells()
     WBDIT.setup_anndata(cells)
     with pytest.raises(RuntimeError, match="train"):
         method(WBDIT(cells, **SIZES))
-    for model in (trained, make_opened(backbone="dit")):
-        with pytest.raises(ValueError, match="white-box"):
+    for model in (trained, trained_once(SCRDIT)):
+        with pytest.raises(ValueError, match="model"):
             method(model)
 
 

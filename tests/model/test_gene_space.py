@@ -21,7 +21,7 @@ def test_the_default_sizes_fit_any_number_of_genes(make_cells, gene_space_class,
     adata = make_cells(n_genes=n_genes)
     gene_space_class.setup_anndata(adata)
 
-    assert gene_space_class(adata).architecture.patch_size <= n_genes
+    assert gene_space_class(adata).module.network.backbone.patch_size <= n_genes
 
 
 N_GENES = 12
@@ -34,18 +34,19 @@ def cells(trained_gene_space):
 
 @pytest.mark.filterwarnings("ignore")  # a stirred network's noise may be read as large data
 @pytest.mark.parametrize(
-    "parts",
+    ("cls", "parts"),
     [
-        *({"backbone": b, "head": h} for b in ("dit", "white_box", "unet") for h in ("regression", "spike_and_slab")),
-        {"target": "noise", "zero_value": -3, "scaling": "none"},
-        {"condition_strategy": "mutually_exclusive", "ema_decay": np.float64(0.5), "library_size": "normal"},
+        *((SCRDIT, {"backbone": b, "head": h}) for b in ("dit", "unet") for h in ("regression", "spike_and_slab")),
+        *((WBDIT, {"head": head}) for head in ("regression", "spike_and_slab")),
+        (SCRDIT, {"target": "noise", "zero_value": -3, "scaling": "none"}),
+        (SCRDIT, {"condition_strategy": "mutually_exclusive", "ema_decay": np.float64(0.5), "library_size": "normal"}),
     ],
     ids=str,
 )
-def test_all_parts_generate_and_survive_a_file(make_trained, tmp_path, parts):
-    model = make_trained(cls=SCRDIT, **parts)
+def test_all_parts_generate_and_survive_a_file(make_trained, tmp_path, cls, parts):
+    model = make_trained(cls=cls, **parts)
     model.save(tmp_path / "m")
-    loaded = SCRDIT.load(tmp_path / "m")
+    loaded = cls.load(tmp_path / "m")
 
     one, other = (model.generate(20, {"cell_type": kind}, seed=0, n_steps=3).X for kind in ("NK", "B cell"))
 
@@ -55,6 +56,12 @@ def test_all_parts_generate_and_survive_a_file(make_trained, tmp_path, parts):
     assert loaded.architecture == model.architecture
     for counts in (False, True):
         assert same_cells(*(some.generate(5, seed=0, n_steps=3, counts=counts) for some in (model, loaded)))
+
+
+@pytest.mark.parametrize(("cls", "backbone"), [(SCRDIT, "white_box"), (WBDIT, "dit"), (SCRDIT, "mlp")])
+def test_a_network_of_another_model_is_refused(make_model, cls, backbone):
+    with pytest.raises(ValueError, match="backbone"):
+        make_model(cls=cls, backbone=backbone)
 
 
 def test_what_is_nearer_to_zero_than_to_any_value_becomes_zero(trained_gene_space, monkeypatch):
@@ -101,7 +108,7 @@ def test_a_cell_under_its_own_condition_comes_back(trained_gene_space, sampler):
     ("cls", "options"),
     [
         (WBDIT, SPIKE_AND_SLAB),
-        (WBDIT, {"backbone": "dit"}),
+        (SCRDIT, {}),
         (SCRDIT, {"target": "noise", "zero_value": -10.0, "scaling": "none"}),  # as published
     ],
 )

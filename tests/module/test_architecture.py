@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from functools import partial
 
 import pytest
 import torch
@@ -11,18 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgen_diffusion.module import (
-    GeneSpaceModule,
+    SCMDM_ARCHITECTURES,
+    SCRDIT_ARCHITECTURES,
+    WBDIT_ARCHITECTURES,
+    MoleculeModule,
+    ProfileModule,
     SCLDMArchitecture,
     SCLDMModule,
     build_architecture,
-    build_gene_space_architecture,
+    change_options,
 )
-from scgen_diffusion.module._architecture import MASKING
 
 NAN, INF = float("nan"), float("inf")
 
 
-of_scrdit = partial(build_gene_space_architecture, "SCRDIT")
+def of_scrdit(size, **changes):
+    return change_options(SCRDIT_ARCHITECTURES, size, changes)
+
+
+def of_scmdm(**changes):
+    return change_options(SCMDM_ARCHITECTURES, "default", changes)
 
 
 @pytest.mark.parametrize("build", [build_architecture, of_scrdit])
@@ -44,12 +51,12 @@ BAD = [(name, "other") for name in CHOICES]
 BAD += [("width", 0), ("n_latent", True), ("n_latent_tokens", 2.0), ("n_heads", "4"), ("prior_n_layers", -1)]
 BAD += [("feed_forward_width", 0), ("padded_length", -3), ("mask_padding", 3), ("decoder", None)]
 BAD += [("ema_decay", value) for value in (1.5, -0.1, "high", NAN, True)]
-CHOICES_OF_GENE_SPACE = ["backbone", "path", "target", "head", "scaling", "condition_strategy", "library_size"]
+CHOICES_OF_GENE_SPACE = ["backbone", "target", "head", "scaling", "condition_strategy", "library_size"]
 BAD_IN_GENE_SPACE = [(name, "other") for name in CHOICES_OF_GENE_SPACE]
-BAD_IN_GENE_SPACE += [("patch_size", value) for value in (0, -1, 2.0, NAN, True, "4", None)]
+BAD_IN_GENE_SPACE += [("patch_size", value) for value in (0, -1, 2.0, NAN, True, "4")]
 BAD_IN_GENE_SPACE += [("width", 0), ("n_heads", 0), ("unet_width", 0), ("ema_decay", 1.1)]
 BAD_IN_GENE_SPACE += [("zero_value", value) for value in (0, 3, 10.0, -1001, NAN, -INF, "-10", True, [-10])]
-BAD_IN_GENE_SPACE += [("target", "kinds"), ("head", "spike_and_slab")]
+BAD_IN_GENE_SPACE += [("head", "spike_and_slab")]
 
 
 @pytest.mark.parametrize(
@@ -61,13 +68,10 @@ def test_a_value_that_is_not_allowed_is_named(build, name, value):
         build("published", **{name: value})
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("target", "data"), ("head", "spike_and_slab"), ("zero_value", -10.0), ("library_size", "latent")],
-)
+@pytest.mark.parametrize(("name", "value"), [("backbone", "unet"), ("n_axes", 0), ("library_size", "latent")])
 def test_masked_molecules_have_options_of_their_own(name, value):
     with pytest.raises(ValueError, match=name):
-        of_scrdit("default", **{**MASKING, name: value})
+        of_scmdm(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -79,38 +83,27 @@ def test_heads_must_divide_the_width(tiny, changes):
 
 
 @pytest.mark.parametrize(
-    ("model", "backbone", "zero_value", "millions"),
-    [("SCRDIT", "dit", -10.0, 34.0), ("WBDIT", "white_box", None, 18.1)],
+    ("architectures", "backbone", "zero_value", "millions"),
+    [(SCRDIT_ARCHITECTURES, "dit", -10.0, 34.0), (WBDIT_ARCHITECTURES, "white_box", None, 18.1)],
 )
-def test_the_published_sizes_are_those_of_the_papers(model, backbone, zero_value, millions):
+def test_the_published_sizes_are_those_of_the_papers(architectures, backbone, zero_value, millions):
     """The papers count the fixed embeddings of positions too."""
-    a = build_gene_space_architecture(model, "published")
+    a = architectures["published"]
     with torch.device("meta"):
-        network = GeneSpaceModule(2000, architecture=a).network
+        network = ProfileModule(2000, architecture=a).network
 
     positions = [buffer.numel() for name, buffer in network.named_buffers() if name.endswith("positions")]
     n_parameters = sum(p.numel() for p in network.parameters()) + sum(positions)
     assert n_parameters / 1e6 == pytest.approx(millions, abs=0.05)
-    assert (a.backbone, a.path, a.target, a.head) == (backbone, "vp_linear", "noise", "regression")
+    assert (a.backbone, a.target, a.head) == (backbone, "noise", "regression")
     assert (a.patch_size, a.width, a.n_layers, a.n_heads, a.n_global_tokens) == (10, 768, 3, 8, 0)
     assert (a.zero_value, a.scaling, a.ema_decay) == (zero_value, "none", 0.0)
 
 
-def test_the_white_box_model_is_white_by_default():
-    assert build_gene_space_architecture("WBDIT", "default").backbone == "white_box"
-    assert build_gene_space_architecture("SCRDIT", "default").backbone != "white_box"
+@given(st.integers(1, 60_000))
+def test_the_default_patches_fit_any_number_of_genes(n_genes):
+    with torch.device("meta"):
+        backbone = MoleculeModule(n_genes, architecture=of_scmdm(backbone="dit", width=8)).network.backbone
 
-
-@given(st.integers(1, 60_000), st.integers(1, 10**7), st.booleans())
-def test_the_default_sizes_fit_any_data(n_genes, n_cells, on_gpu):
-    a = build_gene_space_architecture("SCRDIT", "default", n_genes=n_genes, n_cells=n_cells, on_gpu=on_gpu)
-    assert 1 <= a.patch_size <= n_genes
-    assert a.width % a.n_heads == 0
-
-
-def test_custom_and_published_sizes_do_not_depend_on_the_data():
-    few = {"n_genes": 5, "n_cells": 5, "on_gpu": False}
-    assert build_gene_space_architecture("WBDIT", "published", **few) == build_gene_space_architecture(
-        "WBDIT", "published"
-    )
-    assert build_gene_space_architecture("WBDIT", "default", patch_size=3, width=12, **few).patch_size == 3
+    assert 1 <= backbone.patch_size <= n_genes
+    assert backbone.n_patches * backbone.patch_size >= n_genes

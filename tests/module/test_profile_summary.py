@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.module._gene_space_networks import ProfileSummary
+from scgen_diffusion.module._profiles import ProfileSummary
 
 
 def profiles(n_cells=40, n_genes=7, seed=0):

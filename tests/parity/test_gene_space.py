@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from scgen_diffusion.diffusion import DDIMSampler, Denoiser
 from scgen_diffusion.diffusion._samplers import levels_at
-from scgen_diffusion.module import build_gene_space_architecture, gene_space_module
+from scgen_diffusion.module import SCRDIT_ARCHITECTURES, WBDIT_ARCHITECTURES, ProfileModule, change_options
 
 FOLDER = Path(os.environ.get("PARITY_DIR") or Path(__file__).parent)
 SIZES = json.loads((FOLDER / "config.json").read_text())["ddpm_config"]
@@ -57,9 +57,9 @@ def weights(family):
 @pytest.fixture(scope="module")
 def module(family):
     sizes = {"patch_size": SIZES["p"], "width": SIZES["h"], "n_layers": SIZES["depth"], "n_heads": SIZES["heads"]}
-    of_data = {"values": "log1p", "n_genes": SIZES["n"], "n_cells": SIZES["B"], "on_gpu": False}
-    architecture = build_gene_space_architecture(family, "published", **of_data, **sizes)
-    return gene_space_module(architecture)(SIZES["n"], [], input_values="log1p", architecture=architecture)
+    architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[family]
+    architecture = change_options(architectures, "published", sizes)
+    return ProfileModule(SIZES["n"], [], input_values="log1p", architecture=architecture)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_predicted_noise_is_the_published_one(predict, recorded):
 
 
 def test_accelerated_sampling_ends_where_the_published_code_does(module, predict, recorded):
-    denoiser, x = Denoiser(predict, module.path, module.target), recorded["x_T"]
+    denoiser, x = Denoiser(predict, module.path, module.network.target), recorded["x_T"]
     times = module.path.time(torch.tensor([*range(990, 0, -10), 1, 0], dtype=torch.float64))  # not those of the sampler
 
     ends = DDIMSampler().carry(denoiser, x, levels_at(module.path, times, x), None)

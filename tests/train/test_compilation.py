@@ -11,10 +11,12 @@ from torch._dynamo.utils import counters
 
 from scgen_diffusion.module import (
     CONDITIONS,
+    MoleculeArchitecture,
+    MoleculeModule,
+    ProfileArchitecture,
+    ProfileModule,
     SCLDMModule,
     build_architecture,
-    build_gene_space_architecture,
-    gene_space_module,
 )
 from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
@@ -61,13 +63,10 @@ def prior():
     return PriorPlan(module, RECIPES["default"].prior, seed=0), lambda n, seed: latents(n, seed, module.latent_shape)
 
 
-def gene_space(recipe):
+def gene_space(name, module, architecture):
     torch.manual_seed(0)
-    values = "log1p" if recipe == "profiles" else "counts"
-    sizes = {"n_genes": N_GENES, "width": 16, "n_layers": 1}
-    architecture = build_gene_space_architecture("SCRDIT", "default", values=values, **sizes)
-    module = gene_space_module(architecture)(N_GENES, [N_CLASSES], architecture=architecture)
-    return DiffusionPlan(module, DIFFUSION_RECIPES["SCRDIT"][recipe], seed=0), cells
+    built = module(N_GENES, [N_CLASSES], architecture=architecture(width=16, n_layers=1))
+    return DiffusionPlan(built, DIFFUSION_RECIPES[name]["default"], seed=0), cells
 
 
 #: With the number of graphs. The likelihood has two, as cells and effects of conditions have other parameters.
@@ -75,8 +74,8 @@ STAGES = {
     "autoencoder": (lambda: autoencoder(UnderWay), 2),
     "autoencoder on a GPU": (lambda: autoencoder(OnGpu), 4),
     "prior": (prior, 1),
-    "SCRDIT, masked molecules": (lambda: gene_space("mlp"), 1),
-    "SCRDIT, profiles": (lambda: gene_space("profiles"), 1),
+    "SCMDM": (lambda: gene_space("SCMDM", MoleculeModule, MoleculeArchitecture), 1),
+    "SCRDIT": (lambda: gene_space("SCRDIT", ProfileModule, ProfileArchitecture), 1),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from scgen_diffusion.module import CONDITIONS, GeneSpaceArchitecture, GeneSpaceModule, SCLDMArchitecture, SCLDMModule
+from scgen_diffusion.module import CONDITIONS, ProfileArchitecture, ProfileModule, SCLDMArchitecture, SCLDMModule
 from scgen_diffusion.train import (
     AutoencoderPlan,
     AutoencoderRecipe,
@@ -27,9 +27,9 @@ def module(tiny):
 
 
 @pytest.fixture
-def gene_space_module(tiny_gene_space):
+def profile_module(tiny_gene_space):
     """Build a module whose loss depends on the noise: an untrained network predicts zeros."""
-    return GeneSpaceModule(9, (3,), architecture=GeneSpaceArchitecture(**tiny_gene_space | {"target": "noise"}))
+    return ProfileModule(9, (3,), architecture=ProfileArchitecture(**tiny_gene_space | {"target": "noise"}))
 
 
 def attached(plan):
@@ -74,8 +74,8 @@ def test_a_stage_trains_all_of_its_parts_and_nothing_else(
     tiny_gene_space, module, plan, recipe, input_values, expected
 ):
     if input_values:
-        architecture = GeneSpaceArchitecture(**tiny_gene_space)
-        module = GeneSpaceModule(9, (3,), input_values=input_values, architecture=architecture)
+        architecture = ProfileArchitecture(**tiny_gene_space)
+        module = ProfileModule(9, (3,), input_values=input_values, architecture=architecture)
     plan = attached(plan(module, recipe(), seed=0))
     parameters = [p for group in plan.parameter_groups() for p in group["params"]]
     before = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -157,10 +157,10 @@ def test_the_prior_is_validated_with_the_averaged_weights_and_all_conditions(mod
     assert loss(0.0) == before != loss(1.0)
 
 
-def test_conditions_are_dropped_in_training_only(gene_space_module, monkeypatch):
-    module, seen = gene_space_module, []
+def test_conditions_are_dropped_in_training_only(profile_module, monkeypatch):
+    module, seen = profile_module, []
     monkeypatch.setattr(
-        GeneSpaceModule,
+        ProfileModule,
         "generative",
         lambda self, data, noise, t, condition, **_: seen.append(condition) or {"error": data.sum(1)},
     )

@@ -16,7 +16,7 @@ from scgen_diffusion.train._runner import _default_precision
 
 ALL = [
     *(getattr(recipes, stage) for recipes in RECIPES.values() for stage in ("autoencoder", "prior")),
-    *(DIFFUSION_RECIPES["SCRDIT"][name] for name in ("mlp", "transformer", "profiles")),
+    *(DIFFUSION_RECIPES[name]["default"] for name in ("SCMDM", "SCRDIT")),
 ]
 
 
@@ -89,14 +89,12 @@ def test_numbers_of_numpy_become_plain_as_checkpoints_need_them(recipe):
 USUAL = RECIPES["default"].autoencoder
 
 
-MASKING = DIFFUSION_RECIPES["SCRDIT"]["mlp"]
-
-
 def test_regularisation_fades_with_many_cells():
     assert USUAL.for_many_cells(10_000) == USUAL
     assert USUAL.for_many_cells(50_000) == replace(USUAL, loading_weight_decay=0.6, min_kept_fraction=0.86)
     assert USUAL.for_many_cells(1_000_000) == replace(USUAL, loading_weight_decay=0.03, min_kept_fraction=0.99)
-    assert MASKING.for_many_cells(30_000) == replace(MASKING, loading_weight_decay=0.33)
+    masked = DIFFUSION_RECIPES["SCMDM"]["default"]
+    assert masked.for_cells(30_000) == replace(masked, loading_weight_decay=0.25)
 
 
 def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_weight():
@@ -123,9 +121,7 @@ def test_only_large_networks_compute_in_bfloat16_and_only_on_gpus_that_can(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     recipes = [RECIPES[size].autoencoder, RECIPES[size].prior]
-    recipes += [
-        DIFFUSION_RECIPES["WBDIT"]["published" if size == "published" else name] for name in ("transformer", "mlp")
-    ]
+    recipes.append(DIFFUSION_RECIPES["WBDIT"][size])
     assert {_default_precision(recipe, accelerator) for recipe in recipes} == {expected}
 
 

@@ -49,7 +49,7 @@ DEVICES = [
     option("--modality modalities", "Modality of .h5mu, and its likelihood.", Keyed("NAME[=LIKELIHOOD]")),
     flag("--backed", "Read cells from the file during training; several files always are."),
     option("--shared-genes genes", "Use the genes that all files have.", is_flag=True, flag_value="shared"),
-    option("--model -m", "Class; default: SCLDM.", click.Choice(["SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT"])),
+    option("--model -m", "Class; default: SCLDM.", click.Choice(["SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT", "SCMDM"])),
     option("--set architecture", "Option of the architecture: n_latent=16, size=published.", Keyed(read=setting)),
     option("--reference", "Model to fine-tune, a folder or a name, which gives all of the above."),
     option("--trainable", "What fine-tuning changes; default: new_conditions."),

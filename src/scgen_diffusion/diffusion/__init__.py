@@ -17,7 +17,7 @@ from ._count_draws import (
     keep_where,
 )
 from ._coupling import optimal_pairs
-from ._denoiser import TARGETS, Denoiser, Kinds, Target, diffusion_loss, spike_and_slab_mean
+from ._denoiser import TARGETS, Denoiser, Target, diffusion_loss, spike_and_slab_mean
 from ._guidance import Guidance, GuidanceScale, GuidedField
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._paths import (
@@ -60,7 +60,6 @@ __all__ = [
     "GuidedField",
     "Inversion",
     "Joint",
-    "Kinds",
     "LinearInterpolant",
     "Masking",
     "MutuallyExclusive",

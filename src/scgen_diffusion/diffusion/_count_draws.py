@@ -59,18 +59,6 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     return keep_where(valid, _fill(counts, is_large, _mix_poisson, uniform, mu, theta), torch.nan)
 
 
-def draw_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
-    """Turn uniform numbers in double precision into Poisson counts of ``mean``, both of one shape.
-
-    Means that are not finite are treated as in :func:`draw_negative_binomial`.
-    """
-    valid = finite_mask(mean=mean)
-    mean = keep_where(valid, mean, 0.0)
-    is_large = mean > LONGEST_SEARCH
-    counts = _in_parts(_search_poisson, uniform, mean, is_large)
-    return keep_where(valid, _fill(counts, is_large, _reject_poisson, uniform, mean), torch.nan)
-
-
 def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
     """Turn uniform numbers in double precision into binomial counts of ``n`` and ``p``, all finite and of one shape."""
     rarer = torch.minimum(p, 1 - p)
@@ -178,11 +166,6 @@ def _search_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor, is_lar
     above_zero = (mu / theta).log1p_().mul_(theta).neg_().expm1_().mul_(-ROUNDING).masked_fill_(is_large, 0)
     counts = torch.zeros_like(mu, dtype=torch.float32)
     return _fill(counts, uniform < above_zero, _invert_negative_binomial, uniform, mu, theta)
-
-
-def _search_poisson(uniform: Tensor, mean: Tensor, is_large: Tensor) -> Tensor:
-    above_zero = torch.expm1(-mean).mul_(-ROUNDING).masked_fill_(is_large, 0)
-    return _fill(torch.zeros_like(mean, dtype=torch.float32), uniform < above_zero, _invert_poisson, uniform, mean)
 
 
 def _invert_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:

@@ -89,17 +89,6 @@ def _velocity_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(t), -torch.ones_like(t)
 
 
-@dataclass(frozen=True)
-class Kinds:
-    """The kinds of masked items (:class:`Masking`): the prediction is the logarithm of their probabilities."""
-
-    def to_data_and_noise(self, path: Path, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the expected counts of all items, and the state with all items masked, both ``(n, kinds + 1)``."""
-        seen, masked = x_t[:, :-1], x_t[:, -1:]
-        data = torch.cat([seen + masked * prediction.softmax(1), torch.zeros_like(masked)], dim=1)
-        return data, torch.cat([torch.zeros_like(seen), x_t.sum(1, keepdim=True)], dim=1)
-
-
 TARGETS: dict[str, Target] = {
     "noise": Target(_noise_weights),
     "data": Target(_data_weights),
@@ -122,7 +111,7 @@ class Denoiser:
     path
         Path between noise and data.
     target
-        What ``field`` predicts.
+        What ``field`` predicts; None if samplers of the path read the prediction itself (:class:`UnmaskingSampler`).
 
     Examples
     --------
@@ -137,7 +126,7 @@ class Denoiser:
 
     field: Field
     path: Path
-    target: Target | Kinds
+    target: Target | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the prediction at path times ``t``, which samplers know, instead of the network's times."""
@@ -145,6 +134,7 @@ class Denoiser:
 
     def estimate(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate the data and noise in ``x_t (n, ...)``, for one time or times ``(n,)``."""
+        assert self.target is not None
         return self.target.to_data_and_noise(self.path, self(x_t, t), x_t, t)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._count_draws import LARGEST_THETA, counterfactual_counts, draw_binomial
+from ._count_draws import counterfactual_counts, draw_binomial
 from ._paths import with_masked
 from ._samplers import (
     N_UNMASKING_STEPS,
@@ -186,9 +186,10 @@ class UnmaskingInversion:
             # in single precision, the last step would leave a few molecules masked
             share = share_of_masked(own.path, t.double(), s.double()).expand_as(hidden)
             step = draw_binomial(generators.uniform(n_kinds, dtype=torch.float64), hidden, share)
-            mean, new_mean = (expected_step(*of, t, s).double() for of in ((own, state), (new, new_state)))
+            mean, theta = expected_step(own, state, t, s)
+            new_mean, _ = expected_step(new, new_state, t, s)
             uniform = generators.uniform(n_kinds, dtype=torch.float64)
-            new_step = counterfactual_counts(uniform, step, mean, new_mean, torch.full_like(mean, LARGEST_THETA))
+            new_step = counterfactual_counts(uniform, step, mean.double(), new_mean.double(), theta.double())
             state = with_masked((state[:, :-1] + step).to(x.dtype), totals)
             new_state = with_masked((new_state[:, :-1] + new_step).to(x.dtype), totals)
         return new_state

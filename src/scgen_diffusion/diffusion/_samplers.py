@@ -14,7 +14,7 @@ import torch
 
 from scgen_diffusion._arguments import check_count, is_whole_number
 
-from ._count_draws import draw_poisson
+from ._count_draws import draw_negative_binomial
 from ._denoiser import Denoiser, Field
 from ._paths import Masking, VariancePreserving, with_masked
 
@@ -358,9 +358,18 @@ def _integral(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
 class UnmaskingSampler:
     r"""Unmask items in steps.
 
-    Of :math:`m` masked items, a step from ``t`` to ``s`` unmasks :math:`\operatorname{Poisson}\bigl(m\,p_k\,(\alpha_s -
-    \alpha_t) / \sigma_t\bigr)` of kind :math:`k`, where :math:`p_k` is the predicted probability. The number of items
-    in the finished sample therefore varies a little around the one it started with.
+    A prediction ``(n, 2, kinds)`` has the logarithms of each kind's share :math:`p_k` and inverse dispersion
+    :math:`\theta_k` among the masked items. Of :math:`m` masked items, a step from ``t`` to ``s`` unmasks
+
+    .. math:: y_k \sim \operatorname{NB}(e_k, \theta_k), \quad e_k = m\,p_k\,(\alpha_s - \alpha_t) / \sigma_t
+
+    of kind :math:`k`, with variance :math:`e_k + e_k^2 / \theta_k`. The number of items in the finished sample
+    therefore varies a little around the one it started with.
+
+    This is exact in any number of steps if the rate :math:`\lambda_k` of a kind has a Gamma distribution: given
+    :math:`x_k` seen items, it has one of shape :math:`\theta_k = \theta_{0k} + x_k`, and :math:`y_k \mid \lambda_k` is
+    Poisson, so :math:`y_k` is negative binomial with this :math:`\theta_k`. Poisson steps of the mean rate would lack
+    the variance of :math:`\lambda_k` within a step.
 
     Parameters
     ----------
@@ -370,9 +379,9 @@ class UnmaskingSampler:
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import Denoiser, Generators, Kinds, Masking
-    >>> always_the_first = lambda x, t: torch.tensor([[0.0, -100.0]])
-    >>> denoiser = Denoiser(always_the_first, Masking(), Kinds())
+    >>> from scgen_diffusion.diffusion import Denoiser, Generators, Masking
+    >>> always_the_first = lambda x, t: torch.tensor([[[0.0, -100.0], [20.0, 20.0]]])
+    >>> denoiser = Denoiser(always_the_first, Masking())
     >>> state = UnmaskingSampler()(
     ...     denoiser, torch.tensor([[0.0, 0.0, 500.0]]), generators=Generators(0, [0])
     ... )
@@ -398,15 +407,16 @@ class UnmaskingSampler:
         """
         totals = x.sum(1)
         for t, s in pairwise(equal_times(n_steps, self.default_n_steps, device=x.device)):
-            expected = expected_step(field, x, t, s)
-            drawn = draw_poisson(generators.uniform(expected.shape[1], dtype=torch.float64), expected)
+            mean, theta = expected_step(field, x, t, s)
+            drawn = draw_negative_binomial(generators.uniform(mean.shape[1], dtype=torch.float64), mean, theta)
             x = with_masked(x[:, :-1] + drawn, totals)
         return x
 
 
-def expected_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Return the expected number of items of each kind that a step from ``t`` to ``s`` unmasks, ``(n, kinds)``."""
-    return x[:, -1:] * share_of_masked(denoiser.path, t, s) * denoiser(x, t).softmax(1)
+def expected_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and inverse dispersion of the items of each kind that a step unmasks, ``(n, kinds)`` each."""
+    log_p, log_theta = denoiser(x, t).unbind(1)
+    return x[:, -1:] * share_of_masked(denoiser.path, t, s) * log_p.softmax(1), log_theta.exp()
 
 
 def share_of_masked(path: Path, t: Tensor, s: Tensor) -> Tensor:

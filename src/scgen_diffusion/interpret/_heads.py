@@ -12,7 +12,6 @@ import torch
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion.data import resolve_seed
-from scgen_diffusion.diffusion import Masking
 
 from ._noised_cells import (
     ALL,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from scgen_diffusion.model import WBDIT
-    from scgen_diffusion.module import GeneSpaceModule
+    from scgen_diffusion.module import ProfileModule
     from scgen_diffusion.nn import GeneDiT
 
 SMALLEST_SHARE = 1e-6
@@ -58,7 +57,7 @@ def head_loadings(
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     *,
-    time: float | None = None,
+    time: float = DEFAULT_TIME,
     tokens: Tokens | None = None,
     relative: bool = False,
     conditional: bool = True,
@@ -72,8 +71,7 @@ def head_loadings(
         \lVert \partial (U_k^\top Z) / \partial x_{t,g} \rVert_F^2}
 
     over the tokens ``Z`` that the attention sees, for the network's input :math:`x_t`, at the given cells and time.
-    With masked molecules, whose input is not scaled to unit variance, it is multiplied by the standard deviation of
-    :math:`x_{t,g}` over the cells. So genes can be compared.
+    Inputs are scaled to unit variance per gene, so genes can be compared.
 
     Parameters
     ----------
@@ -84,9 +82,8 @@ def head_loadings(
     indices
         Rows to use. Default: all.
     time
-        Diffusion time on the network's scale: from 0 to 1 (data) with masked molecules, or a timestep from 0 (data) to
-        999 (noise) with noisy profiles. Default: 0.75, or timestep 500. There, a gene's own value says little, so the
-        network must infer it from other genes.
+        Timestep, from 0 (data) to 999 (noise). At the default, a gene's own value says little, so the network must
+        infer it from other genes.
     tokens
         ``"global"``: tokens that read all genes, each with its own weights. ``"patches"``: tokens of patches. Default:
         the global tokens if the network has any.
@@ -130,19 +127,12 @@ def head_loadings(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME, most=1)
+    (moment,) = resolve_times(model.module.path, time, most=1)
     check_count("n_probes", n_probes)
     places = places_of(network, tokens)
-    is_masked = isinstance(model.module.path, Masking)
-    if is_masked and len(rows) < 2:
-        msg = "With masked molecules, loadings need at least two cells, over which genes vary, but found one."
-        raise ValueError(msg)
-
-    total, inputs = np.zeros((len(head_names(network)), source.n_vars)), Averages([ALL])
+    total = np.zeros((len(head_names(network)), source.n_vars))
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        x_t, t, condition = batch.inputs(model.module, moment)
-        if is_masked:
-            inputs.add(x_t, np.zeros(len(x_t), dtype=int))
+        x_t, t, condition = batch.at(model.module.path, moment)
         with torch.enable_grad():
             x_t = x_t.detach().clone().requires_grad_()
             layers = network.head_coordinates(x_t, t, condition)
@@ -154,9 +144,6 @@ def head_loadings(
                 (gradient,) = torch.autograd.grad(coordinates, x_t, sign, retain_graph=True)
                 total[head] += gradient.square().sum(0).cpu().double().numpy()
     loadings = np.sqrt(total.T / (len(rows) * n_probes))
-    if is_masked:
-        _, _, _, std = inputs.results()
-        loadings *= std.T
     table = pd.DataFrame(loadings, index=source.var_names, columns=head_names(network))
     return head_specificity(table) if relative else table
 
@@ -177,7 +164,7 @@ def head_effects(
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     *,
-    time: float | None = None,
+    time: float = DEFAULT_TIME,
     groupby: str | None = None,
     conditional: bool = True,
     batch_size: int | None = None,
@@ -201,7 +188,7 @@ def head_effects(
     indices
         Rows to use. Default: all.
     time
-        Diffusion time, see :func:`head_loadings`.
+        Timestep, see :func:`head_loadings`.
     groupby
         Column of ``obs`` whose groups are averaged separately. Effects of opposite signs cancel within a group.
     conditional
@@ -237,7 +224,7 @@ def head_effects(
     """
     network, module = opened_network(model), model.module
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(module.path, time, default=DEFAULT_TIME, most=1)
+    (moment,) = resolve_times(module.path, time, most=1)
     groups, codes = group_cells(source, rows, groupby)
     averages = Averages(groups)
     changed = copy.deepcopy(module.averaged_network.module)
@@ -261,11 +248,11 @@ def head_effects(
     return pd.DataFrame(means.reshape(-1, len(columns)), index=index, columns=columns)
 
 
-def predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
+def predicted_profiles(module: ProfileModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
     """Return the clean profiles that a network predicts from noised cells, ``(cells, genes)``, before zeros are cut."""
     x_t, network_time, condition = batch.at(module.path, moment)
     prediction, t = network(x_t, network_time, condition), torch.full_like(network_time, moment.path_time)
-    data, _ = module.target.to_data_and_noise(module.path, prediction, x_t, t)
+    data, _ = module.network.target.to_data_and_noise(module.path, prediction, x_t, t)
     return module.expected_profiles(data)
 
 

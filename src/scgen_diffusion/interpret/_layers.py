@@ -48,7 +48,7 @@ def layer_statistics(
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     *,
-    times: Sequence[float] | float | None = None,
+    times: Sequence[float] | float = DEFAULT_TIMES,
     groupby: str | None = None,
     conditional: bool = True,
     eps: float = 0.5,
@@ -88,8 +88,7 @@ def layer_statistics(
     indices
         Rows to use. Default: all.
     times
-        Diffusion times on the network's scale: from 0 (all masked) to 1 (data) with masked molecules, or timesteps from
-        0 (data) to 999 (noise) with noisy profiles. Default: six times.
+        Timesteps, from 0 (data) to 999 (noise).
     groupby
         Column of ``obs`` whose groups are averaged separately.
     conditional
@@ -137,12 +136,12 @@ def layer_statistics(
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
     groups, codes = group_cells(source, rows, groupby)
-    moments = resolve_times(model.module.path, times, default=DEFAULT_TIMES)
+    moments = resolve_times(model.module.path, times)
     averages = [Averages(groups) for _ in moments]
     batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
     for batch in batches:
         for moment, averages_then in zip(moments, averages, strict=True):
-            labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)
+            labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
             averages_then.add(values, codes[batch.rows])
     tables = [table_of(averages_then, labels, moment) for moment, averages_then in zip(moments, averages, strict=True)]
     return pd.concat(tables, ignore_index=True)
@@ -163,7 +162,7 @@ def head_coding_rates(
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     *,
-    time: float | None = None,
+    time: float = DEFAULT_TIME,
     conditional: bool = True,
     eps: float = 0.5,
     batch_size: int | None = None,
@@ -178,7 +177,7 @@ def head_coding_rates(
     adata, indices, conditional, eps, batch_size, seed
         See :func:`layer_statistics`; these are its ``subspace_coding_rate_before`` for single cells.
     time
-        A time as there. Default: 0.75, or timestep 500 with noisy profiles, where a gene's own value says little.
+        Timestep. At the default, a gene's own value says little.
 
     Returns
     -------
@@ -192,10 +191,10 @@ def head_coding_rates(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME, most=1)
+    (moment,) = resolve_times(model.module.path, time, most=1)
     parts = []
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)
+        labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
         of_heads = [label.statistic == "subspace_coding_rate_before" and label.head != ALL for label in labels]
         heads = [label.head for label, is_of_head in zip(labels, of_heads, strict=True) if is_of_head]
         parts.append(pd.DataFrame(values[:, of_heads].float().cpu().numpy(), columns=heads))

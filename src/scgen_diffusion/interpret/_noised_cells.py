@@ -12,8 +12,9 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import is_number
 from scgen_diffusion.data import as_labels, check_rows, obs_column, resolve_seed
-from scgen_diffusion.diffusion import Generators, Joint, Masking, MutuallyExclusive, VariancePreserving
+from scgen_diffusion.diffusion import Generators, Joint, MutuallyExclusive
 from scgen_diffusion.generation import check_batch_size
+from scgen_diffusion.model import WBDIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,45 +22,37 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from torch import Tensor
 
-    from scgen_diffusion.diffusion import Path
-    from scgen_diffusion.model import WBDIT
-    from scgen_diffusion.module import GeneSpaceModule
+    from scgen_diffusion.diffusion import VariancePreserving
     from scgen_diffusion.nn import GeneDiT
 
 ALL = "all"  # the group of all cells, and all heads of a layer together
 TOKENS_AT_A_TIME = 4096
 
-DEFAULT_TIMES = {
-    VariancePreserving: (0, 100, 250, 500, 750, 999),
-    Masking: (1.0, 0.9, 0.75, 0.5, 0.25, 0.0),
-}
-"""Times from data to noise on each kind of path: timesteps, or times from 1 to 0."""
+DEFAULT_TIMES = (0, 100, 250, 500, 750, 999)
+"""Timesteps from data to noise."""
 
-DEFAULT_TIME = {VariancePreserving: 500, Masking: 0.75}
-"""A time at which a gene's own value says little, so the network must infer it from other genes."""
+DEFAULT_TIME = 500
+"""A timestep at which a gene's own value says little, so the network must infer it from other genes."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A time on the network's scale and on the path's scale, and the weight of noise at it."""
+    """A timestep, its time on the path's scale, and the weight of noise at it."""
 
     network_time: float
     path_time: float
     noise_level: float
 
 
-def resolve_times(
-    path: Path, times: Sequence[float] | float | None, *, default: Any, most: float = np.inf
-) -> list[Moment]:
-    """Check times on the network's scale, and return their moments on the path.
+def resolve_times(path: VariancePreserving, times: Sequence[float] | float, *, most: float = np.inf) -> list[Moment]:
+    """Check timesteps, and return their moments on the path.
 
     Raises
     ------
     ValueError
         If there are no times, or too many, or one is not a number or beyond the ends of the path.
     """
-    values = np.ravel(default[type(path)] if times is None else times).tolist()
-    highest = path.n_timesteps - 1 if isinstance(path, VariancePreserving) else 1
+    values, highest = np.ravel(times).tolist(), path.n_timesteps - 1
     if not 0 < len(values) <= most or not all(is_number(value) and 0 <= value <= highest for value in values):
         msg = f"`times` must be numbers from 0 to {highest}, but found {times!r}."
         raise ValueError(msg)
@@ -134,14 +127,10 @@ class CellBatch:
     condition: Tensor
     generators: Generators
 
-    def at(self, path: Path, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+    def at(self, path: VariancePreserving, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
         """Return noised cells at a time, with the network's time and their conditions."""
         x_t = path.interpolate(self.data, self.noise, torch.full_like(self.data[:, 0], moment.path_time))
         return x_t, torch.full_like(x_t[:, 0], moment.network_time), self.condition
-
-    def inputs(self, module: GeneSpaceModule, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the backbone's inputs for these cells at a time."""
-        return module.averaged_network.module.backbone_inputs(*self.at(module.path, moment))
 
 
 def opened_network(model: WBDIT) -> GeneDiT:
@@ -152,11 +141,10 @@ def opened_network(model: WBDIT) -> GeneDiT:
     RuntimeError
         If the model is not trained.
     ValueError
-        If its network does not have white-box blocks.
+        If it is of another class.
     """
-    backbone = getattr(model.module.architecture, "backbone", None)
-    if backbone != "white_box":
-        msg = f"Only white-box networks of WBDIT can be interpreted, but this {type(model).__name__} has {backbone!r}."
+    if not isinstance(model, WBDIT):
+        msg = f"`model` must be a WBDIT, but found {type(model).__name__}."
         raise ValueError(msg)
     if not model.is_trained_:
         msg = "The model is not trained; call train() first."

@@ -5,6 +5,8 @@ from scgen_diffusion._pretrained import pretrained_models
 from ._loading import load
 from ._multiscldm import MULTISCLDM
 from ._scldm import SCLDM
-from ._scrdit import SCRDIT, WBDIT
+from ._scmdm import SCMDM
+from ._scrdit import SCRDIT
+from ._wbdit import WBDIT
 
-__all__ = ["MULTISCLDM", "SCLDM", "SCRDIT", "WBDIT", "load", "pretrained_models"]
+__all__ = ["MULTISCLDM", "SCLDM", "SCMDM", "SCRDIT", "WBDIT", "load", "pretrained_models"]

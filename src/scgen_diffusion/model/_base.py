@@ -426,10 +426,10 @@ class DiffusionModel(BaseModelClass):
 
         SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"perturbation_flow"`` if ``setup_anndata``
         was given ``control_values`` and some perturbed cells have controls with the same values of the other keys.
-        SCRDIT and WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages,
-        ``history`` holds the losses of each epoch of a stage's last training, ``recipes_`` the training options of each
-        stage and ``scvi.settings.seed`` (None if there was none), with the perturbation flow's control values and match
-        keys, and ``trainer`` is the trainer of the last stage.
+        SCRDIT, WBDIT and SCMDM have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained
+        stages, ``history`` holds the losses of each epoch of a stage's last training, ``recipes_`` the training options
+        of each stage and ``scvi.settings.seed`` (None if there was none), with the perturbation flow's control values
+        and match keys, and ``trainer`` is the trainer of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
         press it again to abort. After the last step of a stage, the stage is finished first. After an error or an
@@ -461,8 +461,8 @@ class DiffusionModel(BaseModelClass):
             The flow ignores it unless trained alone. A value above both the default and the number of training
             cells is reduced.
         early_stopping
-            Whether to stop a stage when its validation loss no longer falls. The flow has no validation. With
-            ``path="masking"``, whose loss does not judge the cells, it is an error.
+            Whether to stop a stage when its validation loss no longer falls. The flow has no validation. For SCMDM,
+            whose loss does not judge the cells, it is an error.
         plan_kwargs
             Training options of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stage to options:
             ``{"prior": {"learning_rate": 1e-3}}``. See :class:`~scgen_diffusion.train.AutoencoderRecipe`,
@@ -739,16 +739,15 @@ class DiffusionModel(BaseModelClass):
             user guide, "Guidance".
         sampler
             Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. SCLDM has ``"midpoint"``,
-            ``"euler"`` and ``"heun"``. Masked molecules (SCRDIT and WBDIT from counts) have only ``"unmasking"``; noisy
-            profiles have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the default with ``head="regression"``), ``"ddim"`` and
-            ``"ddpm"``. Default: the first.
+            ``"euler"`` and ``"heun"``. SCRDIT and WBDIT have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the default with
+            ``head="regression"``), ``"ddim"`` and ``"ddpm"``; SCMDM has ``"unmasking"``. Default: the first.
         n_steps
             Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
             ``"dpm_solver_3m"``.
         counts
             True: integer counts. False: log-normalised values, for which the counts of the model's genes are scaled to
-            10,000. Default: counts from SCLDM; log-normalised values from SCRDIT, WBDIT and SCLDM with a Gaussian head.
-            SCLDM returns its default only.
+            10,000. Default: log-normalised values from SCRDIT, WBDIT and SCLDM with a Gaussian head, else counts. SCLDM
+            and SCMDM return their default only.
         library_size
             Total counts of the cells: a distribution (``"empirical"``, ``"normal"`` or ``"latent"``; default: the
             model's), one number, or one number per cell. For several modalities, a mapping from modality to numbers,
@@ -878,7 +877,7 @@ class DiffusionModel(BaseModelClass):
         """Predict how given cells would look under another condition.
 
         SCLDM moves a cell's latent to the new condition (``method``), then changes its counts as the means of the genes
-        change (``keep_residuals``). SCRDIT and WBDIT find the noise that leads to the cell under its own condition, and
+        change (``keep_residuals``). The other models find the noise that leads to the cell under its own condition, and
         sample from the same noise under the new one. Under its own condition a cell comes back unchanged, or as its
         reconstruction with ``keep_residuals=False``. See the user guide, "Counterfactuals".
 
@@ -911,12 +910,11 @@ class DiffusionModel(BaseModelClass):
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back uses none. The
             perturbation flow has none: leave it out there.
         sampler
-            SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``. SCRDIT and WBDIT: ``"unmasking"``; with
-            another path than ``"masking"`` ``"ddpm"`` (default; fresh noise at every step), ``"ddim"`` (one noise for
-            all steps) or ``DDIMSampler(eta=...)``.
+            SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``. SCRDIT and WBDIT: ``"ddpm"`` (default;
+            fresh noise at every step), ``"ddim"`` (one noise for all steps) or ``DDIMSampler(eta=...)``. SCMDM:
+            ``"unmasking"``.
         n_steps
-            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 64, with another path than
-            ``"masking"`` 50.
+            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 50, for SCMDM 64.
         counts
             Whether to return integer counts, as in :meth:`generate`.
         library_size

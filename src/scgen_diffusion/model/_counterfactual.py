@@ -137,7 +137,7 @@ class Prediction(Job):
                 msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
                 raise ValueError(msg)
         if library_size is not None and module.keeps_totals:
-            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
+            msg = f"{engine.name} keeps the totals of the given cells; leave `library_size` out."
             raise ValueError(msg)
         totals = None if library_size is None else engine.totals(library_size, len(own), sampling.output)
         is_same = (own == codes).all(1)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import check_order_of_totals, digest_of, drop_unused_categories, stack_rows
 from scgen_diffusion.generation import CellRequest, describe_condition
-from scgen_diffusion.module import GeneSpaceModule
+from scgen_diffusion.module import ProfileModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -107,12 +107,12 @@ class Job(ABC):
         return next(parts)
 
     def warn_of_odd_values(self, x: Rows) -> None:
-        """Warn if log-normalised cells of a gene-space model have values far above training, or far fewer zeros.
+        """Warn if generated profiles have values far above training, or far fewer zeros.
 
         The mean zeros of training cells would say little: deep cells have far fewer than others. So the fewest count.
         """
         module = self.engine.module
-        if self.request.sampling.output != "log1p" or not isinstance(module, GeneSpaceModule):
+        if self.request.sampling.output != "log1p" or not isinstance(module, ProfileModule):
             return
         values = x if isinstance(x, np.ndarray) else x.data
         largest, zeros = module.largest_value.item(), module.training_zeros.item()

@@ -9,7 +9,9 @@ from scgen_diffusion._arguments import known_names
 from ._model_file import read_model_file
 from ._multiscldm import MULTISCLDM
 from ._scldm import SCLDM
-from ._scrdit import SCRDIT, WBDIT
+from ._scmdm import SCMDM
+from ._scrdit import SCRDIT
+from ._wbdit import WBDIT
 
 if TYPE_CHECKING:
     import os
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from ._base import DiffusionModel
 
-MODELS: dict[str, type[DiffusionModel]] = {model.__name__: model for model in (SCLDM, MULTISCLDM, SCRDIT, WBDIT)}
+MODELS: dict[str, type[DiffusionModel]] = {model.__name__: model for model in (SCLDM, MULTISCLDM, SCRDIT, WBDIT, SCMDM)}
 
 
 def load(

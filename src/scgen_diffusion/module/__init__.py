@@ -1,25 +1,39 @@
 """scvi-tools modules: tensors in, losses and samples out."""
 
 from ._absent_combinations import expected_log_shares
-from ._architecture import GeneSpaceArchitecture, SCLDMArchitecture, build_architecture, build_gene_space_architecture
+from ._architecture import (
+    SCMDM_ARCHITECTURES,
+    SCRDIT_ARCHITECTURES,
+    WBDIT_ARCHITECTURES,
+    GeneSpaceArchitecture,
+    MoleculeArchitecture,
+    ProfileArchitecture,
+    SCLDMArchitecture,
+    build_architecture,
+    change_options,
+)
 from ._autoencoder import Posterior
 from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
-from ._gene_space import GeneSpaceModule, library_features, to_counts
+from ._gene_space import GeneSpaceModule
 from ._latent_diffusion import FEW_CELLS, SCLDMModule
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._likelihoods import ModalityPanel, NegativeBinomialLikelihood, OutlierCounts
-from ._molecules import MoleculeModule, gene_space_module
+from ._molecules import MoleculeModule
 from ._multimodal import MultimodalModule
+from ._profiles import ProfileModule, library_features, to_counts
 
 __all__ = [
     "GeneSpaceArchitecture",
     "GeneSpaceModule",
     "LibrarySizeModel",
+    "MoleculeArchitecture",
     "MoleculeModule",
     "MultimodalModule",
+    "ProfileArchitecture",
+    "ProfileModule",
     "SCLDMArchitecture",
     "SCLDMModule",
 ]

@@ -10,8 +10,6 @@ from scgen_diffusion._arguments import check_options, is_number
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scgen_diffusion.nn import InputValues
-
 OptionsT = TypeVar("OptionsT")
 WIDER_FROM = 20_000  # cells have wider networks by default, where that pays
 MOST = {"ema_decay": 1, "initial_log_theta": 80, "largest_log_theta": 80}
@@ -179,197 +177,135 @@ def build_architecture(size: str, *, n_cells: int = 2000, **changes: Any) -> SCL
     return change_options(ARCHITECTURES, size, changes)
 
 
-# --- SCRDIT and WBDIT -------------------------------------------------------------------------------------------------
-
-Backbone = Literal["dit", "unet", "white_box", "mlp"]
-
-N_PATCHES = 10
-LARGEST_PATCH = 200
-N_AXES = 32
-ALL_AXES_FROM = 5000  # cells: more can learn what to read of all genes
-
-MASKING: dict[str, Any] = {
-    "path": "masking",
-    "target": "kinds",
-    "head": "gamma_poisson",
-    "zero_value": None,
-    "scaling": "none",
-    "library_size": "empirical",
-}
-"""What the masking path needs in place of other options."""
+# --- models over all genes --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class GeneSpaceArchitecture:
-    """Sizes and parts of :class:`~scgen_diffusion.model.SCRDIT` and :class:`~scgen_diffusion.model.WBDIT`.
-
-    The defaults in the signature are those of noisy profiles. From counts, both models choose ``path="masking"`` and
-    what goes with it, and SCRDIT the residual network ``backbone="mlp"``.
+    """Sizes and parts that models over all genes share.
 
     Parameters
     ----------
     backbone
-        Network: ``"dit"``, a transformer over patches of genes (published); ``"unet"``, a one-dimensional U-Net
-        (published); ``"white_box"``, the transformer with CRATE blocks (WBDIT's); or ``"mlp"``, a residual network that
-        reads all genes at once (SCRDIT's for masking: no worse than the transformer, in less than half of the time).
-    path
-        How data becomes noise. ``"masking"``, the default for counts: the molecules of a cell are masked at random.
-        ``"vp_linear"``, published, the default for log-normalised values: its profile becomes noisy, on the
-        variance-preserving path with a linear schedule. Masking chooses ``target``, ``head``, ``scaling`` and
-        ``library_size`` itself.
+        Network: ``"dit"``, a transformer over patches of genes; ``"white_box"``, the same with CRATE blocks.
+    patch_size
+        Number of neighbouring genes in a patch of the transformers. None: a tenth of the genes, at most 200.
+    width, n_layers, n_heads
+        Width, blocks and heads of the network.
+    n_global_tokens
+        Number of tokens in the transformers that read all genes at once, and write to all (published: none).
+    condition_strategy
+        Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
+        ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
+    ema_decay
+        Decay of the averaged weights, which generate the cells; 0 keeps the last weights (published).
+    """
+
+    backbone: str = "dit"
+    patch_size: int | None = None
+    width: int = 128
+    n_layers: int = 3
+    n_heads: int = 4
+    n_global_tokens: int = 2
+    condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        """Check all options."""
+        check_options(self, from_zero=("n_global_tokens",), most=MOST, except_for=("zero_value",))
+
+
+@dataclass(frozen=True)
+class ProfileArchitecture(GeneSpaceArchitecture):
+    """Sizes and parts of :class:`~scgen_diffusion.model.SCRDIT` and :class:`~scgen_diffusion.model.WBDIT`.
+
+    Its other options are those of :class:`GeneSpaceArchitecture`.
+
+    Parameters
+    ----------
+    backbone
+        Network: ``"dit"``, a transformer over patches of genes (SCRDIT, published); ``"unet"``, a one-dimensional U-Net
+        (SCRDIT, published); or ``"white_box"``, the transformer with CRATE blocks (WBDIT).
     target
-        What the network predicts: ``"kinds"``, the genes of masked molecules; of noisy profiles ``"data"``, the
-        default, or ``"noise"`` (published).
+        What the network predicts: ``"data"``, or ``"noise"`` (published).
     head
-        ``"gamma_poisson"``: the network's outputs are each gene's share and dispersion, which Bayes' rule combines with
-        the gene's molecules that are seen; for masking alone. ``"spike_and_slab"``, the default for profiles: they
-        are the distribution of each gene's value, exactly zero or normal, which Bayes' rule combines with the gene's
-        noisy value; needs ``target="data"``. ``"regression"``: they are the prediction (published).
+        ``"spike_and_slab"``: the network's outputs are the distribution of each gene's value, exactly zero or normal,
+        which Bayes' rule combines with the gene's noisy value; needs ``target="data"``. ``"regression"``: they are the
+        prediction (published).
     zero_value
         Negative value that replaces exact zeros (*zero negation*; published for scRDiT: -10). Generated values below 0
         then become zeros. None leaves zeros as they are, and generated values below half of the smallest training value
         become zeros.
     scaling
         Scaling of profiles: ``"gene"``, each gene to unit variance, or ``"none"`` (published).
-    patch_size
-        Number of neighbouring genes in a patch of the transformers. Default: a tenth of the genes, at most 200.
-    width, n_layers, n_heads
-        Token width, blocks and heads of the transformers. Default width: 128, or 256 for 20,000 cells or more on a GPU.
-        Width and blocks of the residual network; 256 by default.
-    n_axes
-        Number of axes along which the residual network sees genes; None: as many as its width. Default for masking with
-        fewer than 5,000 cells: 32, which start at principal axes, scaled to unit variance.
-    n_global_tokens
-        Number of tokens in the transformers that read all genes at once, and write to all (published: none).
     unet_width
         Channels of the U-Net's first level, a multiple of 4; the others have two, four and four times as many.
-    condition_strategy
-        Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
-        ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
-    ema_decay
-        Decay of the averaged weights, which generate the cells; 0 keeps the last weights (published).
     library_size
-        Default distribution of total counts when ``generate`` returns counts: ``"empirical"``, the default for masking,
-        ``"normal"`` or ``"latent"``, which predicts them from the generated profile. With masking, totals are drawn
-        first, so not ``"latent"``.
+        Default distribution of total counts when ``generate`` returns counts: ``"latent"``, which predicts them from
+        the generated profile, ``"empirical"`` or ``"normal"``.
     """
 
-    backbone: Backbone = "dit"
-    path: Literal["vp_linear", "masking"] = "vp_linear"
-    target: Literal["noise", "data", "kinds"] = "data"
-    head: Literal["regression", "spike_and_slab", "gamma_poisson"] = "spike_and_slab"
+    backbone: Literal["dit", "unet", "white_box"] = "dit"
+    target: Literal["noise", "data"] = "data"
+    head: Literal["regression", "spike_and_slab"] = "spike_and_slab"
     zero_value: float | None = None
     scaling: Literal["none", "gene"] = "gene"
-    patch_size: int = 200
-    width: int = 128
-    n_layers: int = 3
-    n_heads: int = 4
-    n_axes: int | None = None
-    n_global_tokens: int = 2
     unet_width: int = 16
-    condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
-    ema_decay: float = 0.999
     library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
         """Check all options."""
-        check_options(self, from_zero=("n_global_tokens",), most=MOST, except_for=("zero_value",))
-        if why := self._why_refused():
-            raise ValueError(why)
-
-    def _why_refused(self) -> str:
-        """Say which option is not allowed, or does not fit another one; "" if all do."""
+        super().__post_init__()
         zero = self.zero_value
         if zero is not None and not (is_number(zero) and -1000 <= zero < 0):
-            return f"`zero_value` must be None or a number below 0 (and at least -1000), but found {zero!r}."
-        if self.path == "masking":
-            for name, needed in MASKING.items():
-                value = getattr(self, name)
-                if value != needed and (name, value) != ("library_size", "normal"):
-                    return (
-                        f"`{name}` must be {needed!r} on the path 'masking', the default for counts, but found "
-                        f"{value!r}; for other values choose `path='vp_linear'`."
-                    )
-        elif self.target == "kinds" or self.head == "gamma_poisson":
-            return (
-                "`target='kinds'` and `head='gamma_poisson'` are of the path 'masking', but found "
-                f"`target={self.target!r}` and `head={self.head!r}` on the path {self.path!r}."
-            )
-        elif self.head == "spike_and_slab" and self.target != "data":
-            return f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
-        return ""
+            msg = f"`zero_value` must be None or a number below 0 (and at least -1000), but found {zero!r}."
+            raise ValueError(msg)
+        if self.head == "spike_and_slab" and self.target != "data":
+            msg = f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
+            raise ValueError(msg)
 
 
-PUBLISHED_SCRDIT = GeneSpaceArchitecture(
-    target="noise",
-    head="regression",
-    zero_value=-10.0,
-    scaling="none",
-    patch_size=10,
-    width=768,
-    n_heads=8,
-    n_global_tokens=0,
-    unet_width=64,
-    ema_decay=0.0,
-)
+@dataclass(frozen=True)
+class MoleculeArchitecture(GeneSpaceArchitecture):
+    """Sizes and parts of :class:`~scgen_diffusion.model.SCMDM`.
 
-SCRDIT_ARCHITECTURES = {"default": GeneSpaceArchitecture(), "published": PUBLISHED_SCRDIT}
-WBDIT_ARCHITECTURES = {
-    "default": replace(SCRDIT_ARCHITECTURES["default"], backbone="white_box"),
-    "published": replace(PUBLISHED_SCRDIT, backbone="white_box", zero_value=None),
-}
-
-
-def build_gene_space_architecture(
-    model: str,
-    size: str,
-    *,
-    values: InputValues = "counts",
-    n_genes: int = 2000,
-    n_cells: int = 2000,
-    on_gpu: bool = False,
-    **changes: Any,
-) -> GeneSpaceArchitecture:
-    """Return the named architecture of ``"SCRDIT"`` or ``"WBDIT"`` with the given changes.
+    Its other options are those of :class:`GeneSpaceArchitecture`.
 
     Parameters
     ----------
-    model
-        Name of the model.
-    size
-        Name of the architecture. ``"default"`` masks the molecules of counts, and its sizes depend on the data and the
-        device.
-    values
-        What the model learns from: counts or log-normalised values.
-    n_genes, n_cells
-        Size of the data.
-    on_gpu
-        Whether there is a GPU.
-    **changes
-        Fields of :class:`GeneSpaceArchitecture`.
-
-    Raises
-    ------
-    ValueError
-        If the name or a value is not allowed.
-    TypeError
-        If there is no such option.
+    backbone
+        Network: ``"mlp"``, a residual network that reads all genes at once; ``"dit"``, a transformer over patches of
+        genes; or ``"white_box"``, the transformer with CRATE blocks.
+    n_axes
+        Number of axes along which the residual network sees genes. They start at principal axes, scaled to unit
+        variance.
+    library_size
+        Default distribution of the total counts, which are drawn before the molecules: ``"empirical"`` or ``"normal"``.
     """
-    architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[model]
-    if size == "default" and values == "counts":
-        changes = {"path": "masking"} | changes
-    if changes.get("path") == "masking":
-        changes = MASKING | ({"backbone": "mlp"} if model == "SCRDIT" else {}) | changes
-    if size == "default":
-        changes = default_sizes(n_genes, n_cells, changes, on_gpu=on_gpu) | changes
-    return change_options(architectures, size, changes)
+
+    backbone: Literal["mlp", "dit", "white_box"] = "mlp"
+    width: int = 256
+    n_axes: int = 64
+    library_size: Literal["empirical", "normal"] = "empirical"
 
 
-def default_sizes(n_genes: int, n_cells: int, choices: Mapping[str, Any], *, on_gpu: bool) -> dict[str, int]:
-    """Choose sizes that a laptop trains in minutes; a GPU with many cells gets a wider network."""
-    is_mlp = choices.get("backbone") == "mlp"
-    is_large = is_mlp or (on_gpu and n_cells >= WIDER_FROM)
-    sizes = {"patch_size": min(LARGEST_PATCH, -(-n_genes // N_PATCHES)), "width": 256 if is_large else 128}
-    if is_mlp and choices.get("path") == "masking" and n_cells < ALL_AXES_FROM:
-        sizes["n_axes"] = N_AXES
-    return sizes
+SCRDIT_ARCHITECTURES = {
+    "default": ProfileArchitecture(),
+    "published": ProfileArchitecture(
+        target="noise",
+        head="regression",
+        zero_value=-10.0,
+        scaling="none",
+        patch_size=10,
+        width=768,
+        n_heads=8,
+        n_global_tokens=0,
+        unet_width=64,
+        ema_decay=0.0,
+    ),
+}
+WBDIT_ARCHITECTURES = {
+    "default": replace(SCRDIT_ARCHITECTURES["default"], backbone="white_box"),
+    "published": replace(SCRDIT_ARCHITECTURES["published"], backbone="white_box", zero_value=None),
+}
+SCMDM_ARCHITECTURES = {"default": MoleculeArchitecture()}

@@ -101,12 +101,9 @@ class ConditionedModule(BaseModuleClass):
         """Draw the noise that generation starts from, ``(cells, ...)``."""
 
     def initial_states(
-        self, condition: Tensor, generators: Generators, library_size: LibrarySizeKind | np.ndarray | None
+        self, condition: Tensor, generators: Generators, library_size: LibrarySizeKind | np.ndarray
     ) -> Tensor:
-        """Draw the states that generation starts from, ``(cells, ...)``: by default noise.
-
-        ``library_size`` as in :meth:`sample_cells`; None if no counts are wanted.
-        """
+        """Draw the states that generation starts from, ``(cells, ...)``: by default noise."""
         return self.draw_noise(generators)
 
     @abstractmethod
@@ -165,7 +162,7 @@ class ConditionedModule(BaseModuleClass):
 
         def draw(generators: Generators) -> Tensor:
             options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
-            start = self.initial_states(given, generators, library_size if output == "counts" else None)
+            start = self.initial_states(given, generators, library_size)
             states = sampler(denoiser, start, **options)
             before = None  # latents from which totals follow, if the perturbation flow moves the cells
             if start_condition is not None:

@@ -205,7 +205,7 @@ class GeneMLP(nn.Module):
     """A residual network that reads and writes all genes at once, modulated by time and condition (adaLN-zero).
 
     It has neither patches nor attention, so it is several times as fast as :class:`GeneDiT`. Its outputs start at zero.
-    With ``n_axes`` it sees genes along so few axes only, which :meth:`start_reading` initialises.
+    It sees genes along few axes only, which :meth:`start_reading` initialises.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ class GeneMLP(nn.Module):
     n_outputs
         Numbers predicted per gene.
     n_axes
-        Number of axes along which it reads genes; default: ``width``.
+        Number of axes along which it reads genes.
 
     Examples
     --------
@@ -238,14 +238,14 @@ class GeneMLP(nn.Module):
         width: int = 256,
         n_layers: int = 2,
         n_outputs: int = 1,
-        n_axes: int | None = None,
+        n_axes: int = 64,
     ) -> None:
         super().__init__()
         self.n_outputs = n_outputs
         self.embed_time = TimeEmbedding(width)
         self.embed_condition = ConditionEmbedding(conditions, width)
-        self.read_genes = nn.Linear(n_genes, n_axes or width)
-        self.project_in = nn.Linear(n_axes, width) if n_axes else nn.Identity()
+        self.read_genes = nn.Linear(n_genes, n_axes)
+        self.project_in = nn.Linear(n_axes, width)
         self.norms = nn.ModuleList([nn.LayerNorm(width, elementwise_affine=False) for _ in range(n_layers)])
         self.blocks = nn.ModuleList([MLP(width, 2 * width) for _ in range(n_layers)])
         self.modulations = nn.ModuleList([zero_modulation(width, 3) for _ in range(n_layers)])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.diffusion import Sampler
-    from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
+    from scgen_diffusion.module import GeneSpaceModule, ProfileModule, SCLDMModule
     from scgen_diffusion.nn import ConditionEffects
 
     from ._latents import LatentCache
@@ -250,27 +250,22 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.
     module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition, n_draws)
 
 
-# --- SCRDIT and WBDIT -------------------------------------------------------------------------------------------------
+# --- models over all genes --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> None:
-    """Initialise the scale, and the axes along which all genes are read, from the cells ``indices``."""
+    """Initialise a module, and the axes along which its network reads all genes, from the cells ``indices``."""
     module.start_from(_expression(module, cells, indices))
-    a = module.architecture
-    has_axes = a.backbone == "mlp" and a.path == "masking" and a.n_axes is not None
-    if not has_axes and not (a.n_global_tokens and a.backbone in ("dit", "white_box")):
-        return
-    sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
-    if has_axes:
-        values = (module.network.features(x) for x in _expression(module, cells, sample))
-    else:
-        values = (module.encode(profile) for profile in _profiles(module, cells, sample))
-    module.start_reading(_principal_axes(values, whiten=has_axes).to(module.device))
+    a, is_mlp = module.architecture, module.architecture.backbone == "mlp"
+    if is_mlp or (a.n_global_tokens and a.backbone != "unet"):
+        sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
+        values = map(module.whole_cells, _expression(module, cells, sample))
+        module.start_reading(_principal_axes(values, whiten=is_mlp).to(module.device))
 
 
 @torch.no_grad()
-def widen_limits(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray, *, cut: bool) -> None:
+def widen_limits(module: ProfileModule, cells: TrainingCells, indices: np.ndarray, *, cut: bool) -> None:
     """Let the limits of values include those of the cells ``indices``; with ``cut``, also that of zeros."""
     module.widen_limits(_expression(module, cells, indices), cut=cut)
 
@@ -282,7 +277,7 @@ def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndar
 
 
 @torch.no_grad()
-def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
+def describe_predicted_profile_totals(module: ProfileModule, cells: TrainingCells, rows: np.ndarray) -> None:
     """Store in the module the distribution of totals that its library-size head draws for some cells.
 
     In small data it draws several for each cell, as :func:`describe_predicted_totals` does.
@@ -290,8 +285,8 @@ def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCe
     generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(rows), 1)
 
     def drawn() -> Iterator[Tensor]:
-        for profile in _profiles(module, cells, rows):
-            predicted = module.library_size.predict(library_features(profile))
+        for x in _expression(module, cells, rows):
+            predicted = module.library_size.predict(library_features(log_profile(x, "counts")))
             mean, std = (values.cpu().repeat_interleave(n_draws) for values in predicted)
             yield mean + std * torch.randn(len(mean), generator=generator)
 
@@ -303,11 +298,6 @@ def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarr
     """Yield expression ``(cells, genes)`` on the module's device."""
     for batch in cells.loader(indices, ROWS_AT_A_TIME):
         yield batch[REGISTRY_KEYS.X_KEY].to(module.device)
-
-
-def _profiles(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> Iterator[Tensor]:
-    """Yield profiles ``(cells, genes)`` on the module's device."""
-    return (log_profile(x, module.input_values) for x in _expression(module, cells, indices))
 
 
 def _principal_axes(values: Iterable[Tensor], *, whiten: bool) -> Tensor:

@@ -617,13 +617,12 @@ class DiffusionPlan(AveragingPlan):
 
     @property
     def loss_judges_cells(self) -> bool:  # type: ignore[override]
-        """Whether a validation loss that rises means worse cells: with masked molecules it does not."""
-        return self.module.architecture.path != "masking"
+        """Whether a validation loss that rises means worse cells."""
+        return self.module.loss_judges_cells
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters; dispersions have their own learning rate, gene loadings their own weight decay."""
-        loadings, is_masking = self.module.gene_loadings(), self.module.architecture.path == "masking"
-        dispersions = [self.module.network.log_theta] if is_masking else []
+        loadings, dispersions = self.module.gene_loadings(), self.module.dispersions()
         special = {id(parameter) for parameter in (*loadings, *dispersions)}
         others = [p for p in self.module.network.parameters() if id(p) not in special]
         head = self.module.library_size.head.parameters() if self.module.predicts_totals else ()

@@ -13,6 +13,7 @@ from scgen_diffusion._arguments import check_options, is_number
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 MANY_GENES = 2000  # fewer may have a recipe of their own
 FADES_FROM = 10_000  # more need less regularisation
+PRIOR_CELLS = 10_000
 FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
@@ -198,7 +199,7 @@ class PriorRecipe(Recipe):
 
 @dataclass(frozen=True)
 class DiffusionRecipe(Recipe):
-    """Training of a gene-space model, by default of masked molecules. Its other options are those of :class:`Recipe`.
+    """Training of a model over all genes, by default of SCMDM. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -216,13 +217,14 @@ class DiffusionRecipe(Recipe):
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
     reference_steps: int = 2500
-    loading_weight_decay: float = 3.0
+    loading_weight_decay: float = 1.0
     drop_probability: float = 0.1
     dispersion_learning_rate_factor: float = 5.0
 
-    def for_many_cells(self, n_cells: int) -> DiffusionRecipe:
-        """Return the recipe for many training cells. Weight decay of the loadings fades."""
-        return replace(self, loading_weight_decay=two_digits(fading(n_cells) * self.loading_weight_decay))
+    def for_cells(self, n_cells: int) -> DiffusionRecipe:
+        """Return the recipe for a number of training cells: the decay of loadings is a prior worth 10,000 of them."""
+        weight = PRIOR_CELLS / (PRIOR_CELLS + n_cells)
+        return replace(self, loading_weight_decay=two_digits(weight * self.loading_weight_decay))
 
 
 @dataclass(frozen=True)
@@ -300,16 +302,13 @@ PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
     bfloat16=True,
 )
 
-_GENE_SPACE_RECIPES = {
-    "transformer": DiffusionRecipe(),
-    "mlp": DiffusionRecipe(loading_weight_decay=1.0),
-    "profiles": DiffusionRecipe(learning_rate=1e-3, reference_steps=800),
-}
+PROFILE_RECIPE = DiffusionRecipe(learning_rate=1e-3, reference_steps=800, loading_weight_decay=3.0)
 DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
-    "SCRDIT": _GENE_SPACE_RECIPES | {"published": PUBLISHED_SCRDIT_RECIPE},
-    "WBDIT": _GENE_SPACE_RECIPES | {"published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4)},
+    "SCRDIT": {"default": PROFILE_RECIPE, "published": PUBLISHED_SCRDIT_RECIPE},
+    "WBDIT": {"default": PROFILE_RECIPE, "published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4)},
+    "SCMDM": {"default": DiffusionRecipe()},
 }
-"""By model: ``"transformer"`` and ``"mlp"`` are for networks of masked molecules, ``"profiles"`` for other paths."""
+"""By model and size."""
 
 
 def fading(n_cells: int) -> float:

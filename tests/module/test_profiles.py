@@ -1,4 +1,4 @@
-"""The gene-space module: encoding and decoding, losses of every part, counts from profiles."""
+"""The module of profiles: encoding and decoding, losses of every part, counts from profiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Guidance, Joint
-from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, to_counts
+from scgen_diffusion.module import ProfileArchitecture, ProfileModule, to_counts
 from scgen_diffusion.nn import log_profile
 
 N_GENES = 9
@@ -18,8 +18,8 @@ SIZES = {**TINY_GENE_SPACE, "patch_size": 4, "scaling": "none"}
 
 def build(conditions=(), n_genes=N_GENES, input_values="counts", **changes):
     torch.manual_seed(0)
-    architecture = GeneSpaceArchitecture(**{**SIZES, **changes})
-    return GeneSpaceModule(n_genes, conditions, input_values=input_values, architecture=architecture)
+    architecture = ProfileArchitecture(**{**SIZES, **changes})
+    return ProfileModule(n_genes, conditions, input_values=input_values, architecture=architecture)
 
 
 @pytest.fixture(scope="module")

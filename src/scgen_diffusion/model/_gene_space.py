@@ -1,0 +1,117 @@
+"""What models over all genes share: one stage, and a network without latents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+
+from scgen_diffusion.diffusion import DDIMSampler
+from scgen_diffusion.module import GeneSpaceModule, ProfileModule, change_options
+from scgen_diffusion.train import (
+    DIFFUSION_RECIPES,
+    DiffusionPlan,
+    describe_predicted_profile_totals,
+    describe_totals,
+    start_gene_space,
+    widen_limits,
+)
+
+from ._base import DiffusionModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+
+    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.module import GeneSpaceArchitecture, ProfileArchitecture
+    from scgen_diffusion.nn import InputValues
+    from scgen_diffusion.train import Recipe, StagePlan
+
+    from ._training import StageRun
+
+
+class GeneSpaceModel(DiffusionModel):
+    """Base class of diffusion models over all genes."""
+
+    _stages = ("diffusion",)
+    _stages_to_generate = frozenset(_stages)
+    module: GeneSpaceModule
+    architecture: GeneSpaceArchitecture
+
+    def get_normalized_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise NotImplementedError: the model does not encode cells."""
+        msg = f"{type(self).__name__} has no `get_normalized_expression`; SCLDM has. Use `generate` for new cells."
+        raise NotImplementedError(msg)
+
+    def _train_diffusion(self, run: StageRun) -> StagePlan:
+        module, cells = self.module, self._cells
+        self._start_training()
+        if self._input_values == "counts":
+            describe_totals(module, cells, self._seen_indices)
+        plan = DiffusionPlan(module, run.recipe, seed=run.seed)
+        start = [buffer.cpu().numpy() for buffer in module.buffers(recurse=False)]
+        plan = self._fit(run, plan, self._cell_data(run.recipe), *start)
+        self._record_trained("diffusion")
+        return plan
+
+    def _start_training(self) -> None:
+        """Initialise the module from the training cells, unless it was trained."""
+        if not self.is_trained_:
+            start_gene_space(self.module, self._cells, self.train_indices_)
+
+
+class ProfileModel(GeneSpaceModel):
+    """Base class of diffusion models of log-normalised profiles; subclasses differ in the network."""
+
+    _architectures: ClassVar[Mapping[str, ProfileArchitecture]]
+    _backbones: ClassVar[tuple[str, ...]]
+    module: ProfileModule
+    architecture: ProfileArchitecture
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        size: Literal["default", "published"] = "default",
+        **architecture: Any,
+    ) -> None:
+        super().__init__(adata, registry)
+        chosen = self.architecture = change_options(self._architectures, size, architecture)
+        if chosen.backbone not in self._backbones:
+            msg = f"`backbone` must be one of {list(self._backbones)}, but found {chosen.backbone!r}."
+            raise ValueError(msg)
+        self.module = ProfileModule(
+            self.summary_stats.n_vars, self._condition_specs, input_values=self._input_values, architecture=chosen
+        )
+        self._describe_cells(adata)
+        # noise predictions need shorter steps
+        self.default_sampler = "dpm_solver_3m" if chosen.head == "spike_and_slab" else "dpm_solver"
+        architecture = asdict(chosen)  # save all values, so that later versions may change defaults
+        self.init_params_ = self._get_init_params(locals())
+
+    def _start_training(self) -> None:
+        super()._start_training()
+        if self.is_trained_:
+            keeps_cells = self.reference_ is not None and self.reference_["trainable"] not in ("network", "all")
+            widen_limits(self.module, self._cells, self.train_indices_, cut=not keeps_cells)
+
+    def _train_diffusion(self, run: StageRun) -> StagePlan:
+        plan = super()._train_diffusion(run)
+        if self._input_values == "counts":
+            describe_predicted_profile_totals(self.module, self._cells, self._seen_indices)
+            self.library_head_is_trained_ = True
+        return plan
+
+    def _recipe(self, stage: str) -> Recipe:
+        return DIFFUSION_RECIPES[type(self).__name__][self._recipe_name]
+
+    @property
+    def _outputs(self) -> tuple[InputValues, ...]:
+        return ("log1p", "counts")
+
+    def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
+        if sampler not in (None, "ddpm", "ddim"):
+            return sampler
+        return DDIMSampler(eta=0.0 if sampler == "ddim" else 1.0, default_n_steps=50)

@@ -1,0 +1,376 @@
+"""Module of models that remove noise from log-normalised profiles, and its networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import LossOutput, auto_move_data
+from torch import Tensor, nn
+
+from scgen_diffusion.diffusion import (
+    TARGETS,
+    DDIMSampler,
+    DDPMSampler,
+    Denoiser,
+    GuidedField,
+    NoiseInversion,
+    VariancePreserving,
+    diffusion_loss,
+    expand_time,
+    spike_and_slab_mean,
+)
+from scgen_diffusion.nn import log_profile, total_counts
+
+from ._gene_space import GeneSpaceModule, build_backbone
+from ._library_size import LibrarySizeModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from scgen_diffusion.diffusion import Generators, Guidance, Inversion, Sampler, Target
+    from scgen_diffusion.nn import ConditionSpec, InputValues
+
+    from ._architecture import ProfileArchitecture
+    from ._conditioned import TensorMap
+
+LARGEST_PROFILE = 20.0  # limit of a gene's value; diverged cells have larger ones, whose exponential overflows
+SMALLEST_SCALE = 0.05  # of a gene; genes that hardly vary are not scaled up further
+LARGEST_WEIGHT = 20.0
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProfileSummary:
+    """Frequency and level of expression of each gene.
+
+    Parameters
+    ----------
+    frequency
+        Share of cells that express the gene, ``(genes,)``.
+    expressed_mean, expressed_std
+        Mean and standard deviation of its value in these cells, ``(genes,)``; for genes without such cells, the mean
+        over all genes and 0.
+    smallest, largest
+        Extremes of all values above zero.
+    fewest_zeros
+        Smallest share of zeros of a cell.
+    """
+
+    frequency: Tensor
+    expressed_mean: Tensor
+    expressed_std: Tensor
+    smallest: Tensor
+    largest: Tensor
+    fewest_zeros: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> ProfileSummary:
+        """Summarise batches of profiles ``(cells, genes)``, read once, for a module on ``device``."""
+        n_cells, sums = 0, torch.zeros(1)
+        smallest, largest, fewest_zeros = torch.tensor(torch.inf), torch.tensor(0.0), torch.tensor(1.0)
+        for profile in batches:
+            x = profile.cpu().double()
+            sums = sums + torch.stack([(x > 0).sum(0), x.sum(0), x.square().sum(0)])
+            n_cells += len(x)
+            smallest = torch.minimum(smallest, x.where(x > 0, torch.inf).min())
+            largest = torch.maximum(largest, x.max())
+            fewest_zeros = torch.minimum(fewest_zeros, (x == 0).double().mean(1).min())
+        n_expressed, total, squares = sums
+        mean = (total / n_expressed).where(n_expressed > 0, total.sum() / n_expressed.sum())
+        variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)
+        parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest, largest, fewest_zeros)
+        return cls(*(part.float().to(device) for part in parts))
+
+    def moments(self, zero: float) -> tuple[Tensor, Tensor]:
+        """Return each gene's mean and standard deviation over all cells, with zeros replaced by ``zero``."""
+        p, distance = self.frequency, self.expressed_mean - zero
+        variance = p * self.expressed_std.square() + p * (1 - p) * distance.square()
+        return zero + p * distance, variance.sqrt()
+
+
+class RegressionNetwork(nn.Module):
+    """A backbone that predicts the target directly, learned by least squares.
+
+    Parameters
+    ----------
+    backbone
+        ``(x_t, network time, condition) -> (cells, genes)``.
+    target
+        What the backbone predicts.
+    """
+
+    n_outputs = 1
+    path = VariancePreserving()
+
+    def __init__(self, backbone: nn.Module, target: Target) -> None:
+        super().__init__()
+        self.backbone, self.target = backbone, target
+
+    def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
+        """Predict the target from ``x_t (cells, genes)``, times ``(cells,)`` and conditions ``(cells, columns)``."""
+        return self.backbone(x_t, network_time, condition)
+
+    def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return each cell's mean squared error, ``(cells,)``."""
+        return diffusion_loss(self, self.path, self.target, data, noise=noise, t=t, condition=condition)
+
+    def start_from(self, *, spike: Tensor, frequency: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Initialise from statistics of the genes; this network uses none."""
+
+
+class SpikeAndSlabNetwork(RegressionNetwork):
+    r"""A backbone that predicts the prior of each gene's value: exactly zero, or normally distributed.
+
+    The prediction is the expected data given this prior and the gene's own noisy value
+    (:func:`~scgen_diffusion.diffusion.spike_and_slab_mean`). Its squared error is weighted by
+    :math:`\min(1 / \sigma_t^2, 20)`: at low noise the prediction is easy and must be exact.
+
+    Parameters
+    ----------
+    backbone
+        ``(x_t, network time, condition) -> (cells, 3, genes)``: log odds of expression, mean and log standard deviation
+        of expressed values, relative to those of the gene.
+    n_genes
+        Number of genes.
+    """
+
+    n_outputs = 3
+    spike: Tensor
+
+    def __init__(self, backbone: nn.Module, n_genes: int) -> None:
+        super().__init__(backbone, TARGETS["data"])
+        self.gene_prior = nn.Parameter(torch.zeros(self.n_outputs, n_genes))
+        self.register_buffer("spike", torch.zeros(n_genes))
+
+    def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
+        """Predict the data from ``x_t (cells, genes)``, times ``(cells,)`` and conditions ``(cells, columns)``."""
+        prior = self.backbone(x_t, network_time, condition) + self.gene_prior
+        t = self.path.time(network_time)
+        alpha, sigma = expand_time(self.path.alpha(t), x_t), expand_time(self.path.sigma(t), x_t)
+        return spike_and_slab_mean(prior, x_t, alpha=alpha, sigma=sigma, spike=self.spike)
+
+    def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return each cell's weighted mean squared error, ``(cells,)``."""
+        return super().loss(data, noise, t, condition) * (1 / self.path.sigma(t).square()).clamp(max=LARGEST_WEIGHT)
+
+    @torch.no_grad()
+    def start_from(self, *, spike: Tensor, frequency: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Initialise from each gene's frequency, mean and standard deviation of expression, ``(genes,)``."""
+        self.spike.copy_(spike)
+        self.gene_prior.copy_(torch.stack([frequency.logit(eps=1e-4), mean, std.clamp(min=0.03).log()]))
+
+
+def build_network(n_genes: int, conditions: Sequence[ConditionSpec], a: ProfileArchitecture) -> RegressionNetwork:
+    """Build the network that an architecture names."""
+    if a.head == "spike_and_slab":
+        backbone = build_backbone(n_genes, conditions, a, SpikeAndSlabNetwork.n_outputs)
+        return SpikeAndSlabNetwork(backbone, n_genes)
+    return RegressionNetwork(build_backbone(n_genes, conditions, a, RegressionNetwork.n_outputs), TARGETS[a.target])
+
+
+# --- module -----------------------------------------------------------------------------------------------------------
+
+
+class ProfileModule(GeneSpaceModule):
+    """Diffusion of log-normalised profiles, as in denoising diffusion probabilistic models (DDPM).
+
+    A cell's profile is ``log1p(1e4 x / sum(x))``. The network sees it scaled, with exact zeros replaced by
+    ``architecture.zero_value`` if that is set.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    conditions
+        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+    input_values
+        ``"counts"``, or ``"log1p"`` for log-normalised values.
+    architecture
+        Sizes and parts.
+
+    References
+    ----------
+    scRDiT: arXiv 2404.06153. White-Box Diffusion Transformer: arXiv 2411.06785.
+    """
+
+    architecture: ProfileArchitecture
+    shift: Tensor
+    scale: Tensor
+    training_zeros: Tensor
+    smallest_value: Tensor
+    largest_value: Tensor
+
+    def __init__(
+        self,
+        n_input: int,
+        conditions: Sequence[ConditionSpec] = (),
+        *,
+        input_values: InputValues = "counts",
+        architecture: ProfileArchitecture,
+    ) -> None:
+        network, has_counts = build_network(n_input, conditions, architecture), input_values == "counts"
+        library_size = LibrarySizeModel(conditions, 2 * n_input if has_counts else 1)
+        super().__init__(n_input, conditions, network, library_size, architecture)
+        self.input_values, self.predicts_totals = input_values, has_counts
+        self.register_buffer("shift", torch.zeros(n_input))
+        self.register_buffer("scale", torch.ones(n_input))
+        self.register_buffer("training_zeros", torch.tensor(float("nan")))
+        self.register_buffer("smallest_value", torch.tensor(0.0))
+        self.register_buffer("largest_value", torch.tensor(float("nan")))
+
+    # --- from profiles to the network's values and back ---------------------------------------------------------------
+
+    def encode(self, profile: Tensor) -> Tensor:
+        """Turn profiles ``(cells, genes)`` into diffusion data: negate zeros and scale values."""
+        if (zero := self.architecture.zero_value) is not None:
+            profile = torch.where(profile == 0, zero, profile)
+        return (profile - self.shift) / self.scale
+
+    def expected_profiles(self, values: Tensor) -> Tensor:
+        """Turn estimated values ``(cells, genes)`` into profiles, without cutting zeros."""
+        return values * self.scale + self.shift
+
+    def cut_zeros(self, profile: Tensor, given: Tensor | None = None) -> Tensor:
+        """Make small values of profiles ``(cells, genes)`` exact zeros.
+
+        With zero negation, these are values below 0. Without it, they are below half of the smallest training value, or
+        of the smallest value of the ``given`` cells' own profiles, as single counts of deep cells are smaller.
+        """
+        smallest = self.smallest_value
+        if given is not None:
+            smallest = torch.minimum(smallest, given.masked_fill(given <= 0, torch.inf).amin(1, keepdim=True))
+        cut = smallest / 2 if self.architecture.zero_value is None else 0.0
+        return torch.where(profile <= cut, 0.0, profile)  # NaN stays, to be detected later
+
+    def _summarise(self, batches: Iterable[Tensor]) -> ProfileSummary:
+        return ProfileSummary.of((log_profile(x, self.input_values) for x in batches), self.shift.device)
+
+    def start_from(self, batches: Iterable[Tensor]) -> None:
+        """Set scale, limits of values and the distribution of each gene from training cells.
+
+        They are batches of expression ``(cells, genes)``, which are read once.
+        """
+        summary, zero = self._summarise(batches), self.architecture.zero_value or 0.0
+        if self.architecture.scaling == "gene":
+            mean, std = summary.moments(zero)
+            self.shift.copy_(mean)
+            self.scale.copy_(std.clamp(min=SMALLEST_SCALE))
+        self.training_zeros.copy_(summary.fewest_zeros)
+        self.smallest_value.copy_(summary.smallest)
+        self.largest_value.copy_(summary.largest)
+        for network in self.both_networks:
+            network.start_from(
+                spike=(zero - self.shift) / self.scale,
+                frequency=summary.frequency,
+                mean=(summary.expressed_mean - self.shift) / self.scale,
+                std=summary.expressed_std / self.scale,
+            )
+
+    def widen_limits(self, batches: Iterable[Tensor], *, cut: bool) -> None:
+        """Let the limits of values include those of further training cells; with ``cut``, also that of zeros."""
+        summary = self._summarise(batches)
+        self.training_zeros.clamp_(max=summary.fewest_zeros)
+        self.largest_value.clamp_(min=summary.largest)
+        if cut:
+            self.smallest_value.clamp_(max=summary.smallest)
+
+    def whole_cells(self, x: Tensor) -> Tensor:
+        """Return the data of cells ``x (cells, genes)``."""
+        return self.encode(log_profile(x, self.input_values))
+
+    # --- training, as scvi-tools calls it -----------------------------------------------------------------------------
+
+    @auto_move_data
+    def inference(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the profiles of expression ``(cells, genes)``, and the data that diffuse."""
+        profile = log_profile(x, self.input_values)
+        return {"profile": profile, "data": self.encode(profile)}
+
+    def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
+        """Draw noise and times for cells ``x (cells, genes)``."""
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        return {"noise": noise, "t": self.path.draw_times(len(x), generator, x.device)}
+
+    def loss(
+        self,
+        tensors: Mapping[str, Tensor],
+        inference_outputs: Mapping[str, Tensor],
+        generative_outputs: Mapping[str, Tensor],
+    ) -> LossOutput:
+        """Return the mean error of the target, plus the loss of the library size predicted from profiles of counts."""
+        output = super().loss(tensors, inference_outputs, generative_outputs)
+        if not self.predicts_totals:
+            return output
+        log_totals = total_counts(tensors[REGISTRY_KEYS.X_KEY])[:, 0].log()
+        of_totals = self.library_size.loss(library_features(inference_outputs["profile"]), log_totals).mean()
+        losses = {**output.extra_metrics, "library_size_loss": of_totals}
+        return LossOutput(loss=output.loss + of_totals, extra_metrics=losses, n_obs_minibatch=output.n_obs_minibatch)
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    def draw_noise(self, generators: Generators) -> Tensor:
+        """Draw the noise that generation starts from, ``(cells, genes)``."""
+        return generators.normal(self.n_input)
+
+    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
+        """Return the denoiser for ``condition (cells, columns)`` and guidance."""
+        field = GuidedField(self.averaged_network, condition, self.condition_columns, guidance)
+        return Denoiser(field, self.path, self.network.target)
+
+    def cells_of(
+        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any
+    ) -> Tensor:
+        """Turn generated values into profiles or counts ``(block, genes)``."""
+        return self._profiles_or_counts(states, draw_totals, output)
+
+    def inversion_by(self, sampler: Sampler) -> Inversion:
+        """Return the inversion that finds the noise that a sampler would have drawn."""
+        if not isinstance(sampler, DDIMSampler | DDPMSampler):
+            msg = f"`sampler` {sampler!r} cannot be inverted; choose one of ['ddpm', 'ddim']."
+            raise ValueError(msg)
+        eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
+        return NoiseInversion(eta, sampler.default_n_steps)
+
+    def predict_cells(
+        self, x: Tensor, move: TensorMap, draw_totals: TensorMap, generators: Generators, output: InputValues, **_: Any
+    ) -> Tensor:
+        """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(block, genes)``."""
+        given = self.inference(x)
+        return self._profiles_or_counts(move(given["data"]), draw_totals, output, given.get("profile"))
+
+    def _profiles_or_counts(
+        self, states: Tensor, draw_totals: TensorMap, output: InputValues, given: Tensor | None = None
+    ) -> Tensor:
+        profile = self.cut_zeros(self.expected_profiles(states), given)
+        return profile if output == "log1p" else to_counts(profile, draw_totals(library_features(profile)))
+
+    def has_zeros(self, output: InputValues) -> bool:
+        """Return whether generated cells have enough zeros to be stored sparse: always."""
+        return True
+
+
+def to_counts(profile: Tensor, totals: Tensor) -> Tensor:
+    """Turn profiles ``(cells, genes)`` into integer counts that add up to the rounded ``totals (cells,)``.
+
+    A profile without expressed genes gives a cell without counts, whatever its total.
+
+    A generated profile imitates observed cells, including their counting noise. Drawing counts from it would add that
+    noise again, so counts are rounded instead; the largest fractions are rounded up until the total fits. For a real
+    cell this returns its own counts.
+    """
+    shares = profile.clamp(0, LARGEST_PROFILE).expm1()
+    shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-8)
+    expected = shares * totals[:, None]
+    counts = expected.floor()
+    n_up = (totals - counts.sum(1)).round()
+    rank = (expected - counts).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return counts + ((rank < n_up[:, None]) & (expected > counts))
+
+
+def library_features(profile: Tensor) -> Tensor:
+    """Return features that predict a cell's total: its profile ``(cells, genes)`` beside a mask of expressed genes."""
+    return torch.cat([profile, (profile > 0).to(profile)], dim=1)
