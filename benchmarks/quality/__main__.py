@@ -43,7 +43,7 @@ def figures(dataset: str, seed: int, cells: ad.AnnData) -> pd.DataFrame:
     """Return the figures of a method's cells, including its costs."""
     spent = cells.uns[COSTS_KEY]
     costs = [{"metric": name, "group": "all", "value": float(spent[name]), "better": "lower"} for name in COSTS]
-    table = pd.concat([judge(split_of(dataset, seed), cells.X, seed), pd.DataFrame(costs)], ignore_index=True)
+    table = pd.concat([judge(split_of(dataset, seed), cells.X, seed, n_bootstrap=0), pd.DataFrame(costs)])
     return table.assign(**{name: spent.get(name, "") for name in SOURCE})
 
 
