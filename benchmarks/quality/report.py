@@ -34,7 +34,7 @@ IN_README = {metric: name for metric, name in IN_BRIEF.items() if name != "minut
 OURS = ("SCLDM", "SCMDM", "SCRDIT", "WBDIT")
 SIMPLE = ("scVI", "scVI-prior", "copula", "NB-copula")
 METHODS = (*OURS, "SCMDM-white_box", "SCLDM-mixture", "SCLDM-plain", *SIMPLE)
-METHODS_IN_README = (*OURS, "scVI", "copula")
+METHODS_IN_README = (*OURS, "scVI", "scVI-prior", "copula")
 PUBLISHED = ("SCLDM", "scVI", "copula", "CFGen", "scDiffusion")
 IN_WORDS = {
     "SCMDM-white_box": "SCMDM, white box",
