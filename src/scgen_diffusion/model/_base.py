@@ -879,7 +879,7 @@ class DiffusionModel(BaseModelClass):
         SCLDM moves a cell's latent to the new condition (``method``), then changes its counts as the means of the genes
         change (``keep_residuals``). The other models find the noise that leads to the cell under its own condition, and
         sample from the same noise under the new one. Under its own condition a cell comes back unchanged, or as its
-        reconstruction with ``keep_residuals=False``. See the user guide, "Counterfactuals".
+        reconstruction with ``keep_residuals=False``. See the user guide, "Given cells under any condition".
 
         Parameters
         ----------
