@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jvp
 
-from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, diffusion_loss, spike_and_slab_mean
+from scgen_diffusion.diffusion import (
+    TARGETS,
+    Denoiser,
+    LinearInterpolant,
+    VariancePreserving,
+    diffusion_loss,
+    spike_and_slab_mean,
+)
 
+PATHS = {"variance-preserving": VariancePreserving(), "straight": LinearInterpolant()}
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 any_path, any_target = st.sampled_from(list(PATHS.values())), st.sampled_from(list(TARGETS.values()))
@@ -32,7 +40,7 @@ def test_targets_are_what_their_names_say(path):
 
 
 def test_the_velocity_is_the_derivative_of_the_straight_path():
-    (data, noise, t), path = draw(), PATHS["flow_matching"]
+    (data, noise, t), path = draw(), LinearInterpolant()
     _, derivative = jvp(lambda s: path.interpolate(data, noise, s), (t,), (torch.ones_like(t),))
     torch.testing.assert_close(TARGETS["velocity"].of(path, data, noise, t), derivative, rtol=1e-8, atol=1e-8)
 
@@ -58,7 +66,7 @@ def test_any_prediction_adds_up_to_the_sample_and_survives_the_way_through_anoth
 
 
 @pytest.mark.parametrize("t", [0.0, 1.0])
-@pytest.mark.parametrize(("path", "target"), [("vp_linear", "v"), ("flow_matching", "velocity")])
+@pytest.mark.parametrize(("path", "target"), [("variance-preserving", "v"), ("straight", "velocity")])
 def test_v_and_the_straight_velocity_are_informative_at_both_ends(path, target, t):
     path, target, (data, noise, _), t = PATHS[path], TARGETS[target], draw(), torch.tensor(t, dtype=torch.float64)
     prediction = target.of(path, data, noise, t)

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from scgen_diffusion.diffusion import (
-    PATHS,
     TARGETS,
     DDIMSampler,
     DDPMSampler,
@@ -32,7 +31,7 @@ def predict(x_t, k):
 
 
 def sample(sampler, target):
-    denoiser = Denoiser(predict, PATHS["vp_linear"], TARGETS[target])
+    denoiser = Denoiser(predict, VariancePreserving(), TARGETS[target])
     x = VECTORS["x"]
     return sampler(denoiser, x, n_steps=N_STEPS, generators=Generators(SEED, range(len(x))))
 

@@ -40,20 +40,6 @@ def test_training_times_cover_the_path_evenly():
     assert (t.diff() < 0).any()
 
 
-def test_each_item_is_seen_with_the_probability_of_the_time():
-    data = with_masked(torch.tensor([[40.0, 10.0, 0.0, 1.0]]).repeat(N, 1), torch.full((N,), 51.0))
-    t = torch.tensor(0.8)
-
-    x_t = PATH.interpolate(data, generators().uniform(4, dtype=torch.float64), t)
-
-    expected = data[0, :-1] * PATH.alpha(t)
-    torch.testing.assert_close(x_t[:, :-1].mean(0), expected, atol=0.15, rtol=0)
-    assert (x_t.sum(1) == 51).all()
-    assert (x_t <= data.clamp(min=51 * torch.tensor([0.0, 0, 0, 0, 1]))).all()
-    variance = expected * (1 - PATH.alpha(t))
-    torch.testing.assert_close(x_t[:, :-1].var(0), variance, atol=0.1, rtol=0.1)
-
-
 @pytest.mark.parametrize("n_steps", [1, 7, 64])
 def test_constant_shares_give_poisson_counts_in_any_number_of_steps(n_steps):
     cells = UnmaskingSampler()(always(SHARES), all_masked(N, 60), n_steps=n_steps, generators=generators())[:, :-1]

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.func import jvp
 
-from scgen_diffusion.diffusion import PATHS, LinearInterpolant, Masking, VariancePreserving
+from scgen_diffusion.diffusion import LinearInterpolant, Masking, VariancePreserving
 
 PARITY = FilePath(os.environ.get("PARITY_DIR") or FilePath(__file__).parents[1] / "parity")
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)
 PATHS_OF_ANY_SIZE = st.builds(VariancePreserving, n_timesteps=st.integers(1, 1000))
 TIMES = st.lists(st.floats(0, 1), min_size=1, max_size=20).map(lambda t: torch.tensor(t, dtype=torch.float64))
+PATHS = {"variance-preserving": VariancePreserving(), "straight": LinearInterpolant()}
 EVERY_PATH = {**PATHS, "masking": Masking()}
 every_path = pytest.mark.parametrize("path", EVERY_PATH.values(), ids=EVERY_PATH)
 that_adds_noise = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)

@@ -15,7 +15,6 @@ import torch
 from scgen_diffusion.diffusion import (
     DIFFUSION_SAMPLERS,
     FLOW_SAMPLERS,
-    PATHS,
     TARGETS,
     DDIMSampler,
     DDPMSampler,
@@ -35,7 +34,7 @@ from scgen_diffusion.diffusion._samplers import _integral, euler_step, levels_at
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.9], [0.9, 0.6]], dtype=torch.float64)
 EYE = torch.eye(2, dtype=torch.float64)
-PATH, STRAIGHT = PATHS["vp_linear"], LinearInterpolant()
+PATH, STRAIGHT = VariancePreserving(), LinearInterpolant()
 OF_DIFFUSION = {**DIFFUSION_SAMPLERS, "ddim_half": DDIMSampler(eta=0.5), "ddim_one": DDIMSampler(eta=1.0)}
 PATH_AND_SAMPLER = {name: (PATH, sampler) for name, sampler in OF_DIFFUSION.items()}
 PATH_AND_SAMPLER |= {name: (STRAIGHT, sampler) for name, sampler in FLOW_SAMPLERS.items()}

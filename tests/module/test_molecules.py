@@ -97,8 +97,7 @@ def test_the_backbone_sees_a_profile_a_timestep_and_the_total(network):
 
 def test_the_loss_is_the_weighted_cross_entropy_of_masked_molecules(network):
     data, t = with_masked(torch.tensor([[3.0, 0, 1, 16]]), torch.tensor([20.0])), torch.tensor([0.9])
-    noise = torch.rand(1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    seen = PATH.interpolate(data, noise, t)
+    seen = with_masked(torch.tensor([[2.0, 0, 0, 11]]), torch.tensor([20.0]))
     masked = (data - seen)[0, :-1]
 
     loss = network.loss(data, seen, t, torch.zeros(1, 0))
@@ -122,6 +121,19 @@ def test_a_summary_of_batches_is_that_of_all_cells():
 
 def module_of(n_genes, **changes):
     return MoleculeModule(n_genes, architecture=MoleculeArchitecture(**changes))
+
+
+def test_each_molecule_is_seen_with_the_probability_of_the_time():
+    module, counts = module_of(4), torch.tensor([[40.0, 10.0, 0.0, 1.0]]).repeat(8000, 1)
+
+    drawn = module.draw_for_training(counts, torch.Generator().manual_seed(0), training=False)
+
+    seen, share = drawn["x_t"][:, :-1], module.path.alpha(drawn["t"])[:, None]
+    assert (drawn["x_t"].sum(1) == 51).all()
+    assert (seen <= counts).all()
+    z = (seen - counts * share)[:, [0, 1, 3]] / (counts * share * (1 - share))[:, [0, 1, 3]].sqrt()
+    torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=0.06, rtol=0)
+    torch.testing.assert_close(z[:, 0].var(), torch.tensor(1.0), atol=0, rtol=0.15)
 
 
 def test_a_tenth_of_the_genes_is_hidden_in_training_only():

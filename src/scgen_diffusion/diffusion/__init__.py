@@ -21,7 +21,6 @@ from ._denoiser import TARGETS, Denoiser, Target, diffusion_loss, spike_and_slab
 from ._guidance import Guidance, GuidanceScale, GuidedField
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._paths import (
-    PATHS,
     LinearInterpolant,
     Masking,
     Path,

@@ -179,8 +179,7 @@ class UnmaskingInversion:
         """Unmask the items of ``x (n, kinds + 1)``, and repeat the steps under ``new``."""
         counts, totals, n_kinds = x[:, :-1], x.sum(1), x.shape[1] - 1
         times = equal_times(n_steps, self.default_n_steps, dtype=torch.float64).to(x.device, x.dtype)
-        state = own.path.interpolate(x, generators.uniform(n_kinds, dtype=torch.float64), times[0])
-        new_state = state
+        state = new_state = with_masked(torch.zeros_like(counts), totals)
         for t, s in pairwise(times):
             hidden = (counts - state[:, :-1]).double()
             # in single precision, the last step would leave a few molecules masked

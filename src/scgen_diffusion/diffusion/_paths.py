@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ._count_draws import draw_binomial
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,7 +18,7 @@ class Path(Protocol):
     r"""A path :math:`x_t = \alpha_t\,\text{data} + \sigma_t\,\text{noise}` from noise (``t = 0``) to data (1).
 
     Every function of time maps times of any shape to values of the same shape. The network sees ``t`` itself unless a
-    path says otherwise. A path that does not add noise overrides :meth:`interpolate`.
+    path says otherwise. :class:`Masking` does not add noise, and its states are not interpolated.
     """
 
     @abstractmethod
@@ -210,32 +208,10 @@ class Masking(Path):
         offsets = torch.rand(n, generator=generator, device=device)
         return (torch.randperm(n, generator=generator, device=device) + offsets) / max(n, 1)
 
-    def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Mask items.
-
-        Parameters
-        ----------
-        data
-            Samples without masked items, ``(n, kinds + 1)``.
-        noise
-            Uniform numbers in double precision, ``(n, kinds)``.
-        t
-            One time, or times ``(n,)``.
-        """
-        counts = data[:, :-1]
-        share = expand_time(self.alpha(t), noise).expand_as(noise)
-        return with_masked(draw_binomial(noise, counts.double(), share).to(data.dtype), counts.sum(1))
-
 
 def with_masked(seen: Tensor, totals: Tensor) -> Tensor:
     """Return the state ``(n, kinds + 1)`` of seen counts ``(n, kinds)`` of samples with ``totals (n,)`` items."""
     return torch.cat([seen, (totals - seen.sum(1)).clamp(min=0)[:, None].to(seen.dtype)], dim=1)
-
-
-PATHS: dict[str, Path] = {
-    "vp_linear": VariancePreserving(),
-    "flow_matching": LinearInterpolant(),
-}
 
 
 def expand_time(values: Tensor, like: Tensor) -> Tensor:

@@ -200,9 +200,14 @@ class DDPMSampler(_RandomWalk):
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, Generators
+    >>> from scgen_diffusion.diffusion import (
+    ...     TARGETS,
+    ...     Denoiser,
+    ...     Generators,
+    ...     VariancePreserving,
+    ... )
     >>> denoiser = Denoiser(
-    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"]
+    ...     lambda x, k: torch.full_like(x, 2.0), VariancePreserving(), TARGETS["data"]
     ... )
     >>> DDPMSampler()(
     ...     denoiser, torch.zeros(1, 2), n_steps=10, generators=Generators(0, [0])
@@ -241,9 +246,9 @@ class DDIMSampler(_RandomWalk):
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
+    >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, VariancePreserving
     >>> denoiser = Denoiser(
-    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"]
+    ...     lambda x, k: torch.full_like(x, 2.0), VariancePreserving(), TARGETS["data"]
     ... )
     >>> DDIMSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
@@ -299,9 +304,9 @@ class DPMSolverSampler(DiffusionSampler):
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
+    >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, VariancePreserving
     >>> denoiser = Denoiser(
-    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"]
+    ...     lambda x, k: torch.full_like(x, 2.0), VariancePreserving(), TARGETS["data"]
     ... )
     >>> DPMSolverSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
@@ -446,8 +451,8 @@ def samplers_for(path: Path) -> dict[str, Sampler]:
 
     Examples
     --------
-    >>> from scgen_diffusion.diffusion import PATHS
-    >>> list(samplers_for(PATHS["vp_linear"]))
+    >>> from scgen_diffusion.diffusion import VariancePreserving
+    >>> list(samplers_for(VariancePreserving()))
     ['ddpm', 'ddim', 'dpm_solver', 'dpm_solver_3m']
     """
     if isinstance(path, Masking):

@@ -222,14 +222,9 @@ class MoleculeModule(GeneSpaceModule):
 
     def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
         """Draw times and masked states of cells ``x``; in training also which genes the backbone sees."""
-        if x.device.type == "cpu":
-            noise = torch.rand(x.shape, generator=generator, dtype=torch.float64)
-            t = self.path.draw_times(len(x), generator, x.device)
-            x_t = self.path.interpolate(self.inference(x)["data"], noise, t)
-        else:  # this draws all counts, so that the host does not wait for the number of those above zero
-            t = self.path.draw_times(len(x), generator, x.device)
-            x_t = with_masked(keep_molecules(x, self.path.alpha(t)[:, None], generator), x.sum(1))
-        drawn = {"t": t, "x_t": x_t}
+        t = self.path.draw_times(len(x), generator, x.device)
+        seen = keep_molecules(x, self.path.alpha(t)[:, None], generator)
+        drawn = {"t": t, "x_t": with_masked(seen, x.sum(1))}
         if training:
             drawn["shown"] = torch.rand(x.shape, generator=generator, device=x.device) >= HIDDEN_GENES
         return drawn
