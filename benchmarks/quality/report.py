@@ -66,7 +66,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     table = table[table["group"] == "all"]
     comparison = {
         "quality": quality_table(table, {f"{len(SETS)} sets": SETS}, METHODS),
-        "sets": metric_table(table, "auc_genes", {name: name for name in METHODS_IN_README}),
+        "sets": metric_table(table, "auc_genes", {name: name for name in (*OURS, "scVI", "copula")}),
         "untouched": quality_table(table, {f"{len(UNTOUCHED)} sets": UNTOUCHED}, METHODS, IN_BRIEF),
         "published": quality_table(table, {"kang_ifnb": ["kang_ifnb"]}, PUBLISHED, IN_BRIEF),
         "roles": role_table(),
@@ -215,7 +215,7 @@ def draw_comparison(table: pd.DataFrame, path: Path) -> None:
         difference = (found["value"] - found["real"])[metric].groupby(level=[0, 1]).mean().unstack("dataset")
         for y, method in enumerate(methods):
             points = difference.loc[method].dropna()
-            colour = "C3" if method in OURS else "C0"
+            colour = "C0" if method in SIMPLE else "C3"
             ax.plot(points, np.full(len(points), y), "o", ms=3, mfc="none", color=colour, alpha=0.6)
             ax.plot(points.mean(), y, "|", ms=12, mew=2, color=colour)
         ax.axvline(0, color="0.6", lw=1, zorder=0)
