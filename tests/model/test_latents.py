@@ -312,7 +312,7 @@ def test_a_gene_that_a_third_of_a_type_has_is_not_taken_for_outliers():
     scvi.settings.seed = 0
     model = SCLDM(cells)
 
-    model.train_autoencoder(40, plan_kwargs={"max_rounds": 1}, enable_progress_bar=False, accelerator="cpu")
+    model.train_autoencoder(40, enable_progress_bar=False, accelerator="cpu")
 
     decoded = model.get_reconstruction(seed=0).X.toarray()
     share = decoded[labels == 0, 0].mean() / counts[labels == 0, 0].mean()

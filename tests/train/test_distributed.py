@@ -49,8 +49,7 @@ def assert_same(one, other):
 def test_two_processes_train_all_stages_of_scldm(train_scldm, run_together):
     def work(rank):
         torch.manual_seed(rank)
-        rounds = {"autoencoder": {"max_rounds": 3}}
-        model = train_scldm({"autoencoder": 2, "prior": 4, "perturbation_flow": 2}, plan_kwargs=rounds)
+        model = train_scldm({"autoencoder": 4, "prior": 4, "perturbation_flow": 2})
         return *described(model), model.trainer.global_step, model.generate(4, seed=0).n_obs
 
     first, second = run_together(work)
@@ -59,7 +58,6 @@ def test_two_processes_train_all_stages_of_scldm(train_scldm, run_together):
     history, _, n_processes, n_steps, n_cells = first
     assert (n_processes, n_steps, n_cells) == (2, 6, 4)
     assert {"autoencoder_loss_train", "prior_loss_train", "perturbation_flow_loss_train"} <= set(history)
-    assert len(history["autoencoder_loss_train"]) in (4, 6)  # rounds of two epochs
     assert history["autoencoder_loss_train"][-1] < history["autoencoder_loss_train"][0]
     assert np.isfinite(history["prior_loss_validation"]).all()
 

@@ -431,23 +431,20 @@ class DiffusionModel(BaseModelClass):
         of each stage and ``scvi.settings.seed`` (None if there was none), with the perturbation flow's control values
         and match keys, and ``trainer`` is the trainer of the last stage.
 
-        Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
-        press it again to abort. After the last step of a stage, the stage is finished first. After an error or an
-        abort, the model is as it was before the stage. ``cut_short_`` names the stages that were stopped, also in a
-        saved model.
+        Press Ctrl-C to stop after the current step and keep the weights; press it again to abort. After the last step
+        of a stage, the stage is finished first. After an error or an abort, the model is as it was before the stage.
+        ``cut_short_`` names the stages that were stopped, also in a saved model.
 
-        Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then; one
-        line at the end has the epochs, the validation losses and the minutes. ``enable_progress_bar=False`` switches
-        all this off.
+        Each stage shows a progress bar, or in a log file a line now and then; one line at the end has the epochs, the
+        validation losses and the minutes. ``enable_progress_bar=False`` switches all this off.
 
         Parameters
         ----------
         max_epochs
             Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default, also of stages that a
-            mapping leaves out: depends on the number of cells, for SCLDM on genes and counts too, see the user guide.
-            SCLDM's autoencoder then takes up to three times as many, in rounds, as long as each lowers the validation
-            loss. With ``max_rounds`` in ``plan_kwargs``, epochs of one round. A trained model is trained on, all its
-            stages; ``train_prior`` trains the prior alone.
+            mapping leaves out: as many as the number of cells suggests; SCLDM's autoencoder and prior end earlier once
+            the validation loss no longer falls (``patience`` of :class:`~scgen_diffusion.train.Recipe`). A trained
+            model is trained on, all its stages; ``train_prior`` trains the prior alone.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size

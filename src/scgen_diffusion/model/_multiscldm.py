@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import numpy as np
@@ -45,11 +44,10 @@ if TYPE_CHECKING:
     from sparse import GCXS
     from torch import Tensor
 
-    from scgen_diffusion.train import AutoencoderRecipe, StagePlan
+    from scgen_diffusion.train import StagePlan
 
     from ._training import StageRun
 
-KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
 CELLS_AT_A_TIME = 1_024
 
 
@@ -439,9 +437,9 @@ class MULTISCLDM(SCLDM):
     def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], **options: Any) -> Any:
         return build_mudata(x, obs, self.modality_vars_, uns, is_log1p=False, **options)
 
-    def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
-        """Give cells with proteins, or another small panel, a smaller KL weight; few features change nothing else."""
-        return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
+    @property
+    def _n_features(self) -> Sequence[int]:
+        return self.module.n_features
 
 
 def _consecutive(columns: Mapping[str, np.ndarray]) -> dict[str, slice]:

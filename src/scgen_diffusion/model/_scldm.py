@@ -14,7 +14,6 @@ from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.module import LibrarySizeModel, SCLDMModule, build_architecture
 from scgen_diffusion.train import (
-    MANY_GENES,
     RECIPES,
     AutoencoderPlan,
     LatentData,
@@ -24,7 +23,6 @@ from scgen_diffusion.train import (
     add_absent_effects,
     cache_latents,
     correct_effects,
-    counts_per_gene,
     describe_predicted_totals,
     fit_missed,
     fit_shift,
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import (
-        AutoencoderRecipe,
         LatentCache,
         Recipe,
         StagePlan,
@@ -120,7 +117,7 @@ class SCLDM(AutoencoderModel):
         **architecture: Any,
     ) -> None:
         super().__init__(adata, registry)
-        self.architecture = build_architecture(size, n_cells=self.summary_stats.n_cells, **architecture)
+        self.architecture = build_architecture(size, **architecture)
         if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
             msg = (
                 "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; other likelihoods need counts. "
@@ -358,16 +355,13 @@ class SCLDM(AutoencoderModel):
         if self.reference_ is not None or self._recipe_name == "published":
             return recipe
         if stage == "autoencoder":
-            return self._for_these_cells(recipe.for_many_cells(len(self.train_indices_)))
-        are_numbers = [key.is_numeric and key.n_columns == 1 for key in self._condition_keys]
-        return recipe.for_numbers() if stage == "prior" and are_numbers and all(are_numbers) else recipe
+            return recipe.for_cells(len(self.train_indices_), self._n_features)
+        return recipe
 
-    def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
-        """Fit the default recipe to few genes."""
-        n_genes = self.summary_stats.n_vars
-        if self._outputs != ("counts",) or n_genes >= MANY_GENES:
-            return recipe
-        return recipe.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
+    @property
+    def _n_features(self) -> Sequence[int]:
+        """Number of features of each modality."""
+        return (self.summary_stats.n_vars,)
 
     def _cache_latents(self) -> LatentCache:
         limit = LATENTS_IN_MEMORY if self._file_cells is None else LATENTS_IN_MEMORY_WITH_FILES

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 from tqdm.auto import tqdm
 
@@ -36,7 +35,6 @@ SHORTEST = 0.1  # share of the default number of epochs below which there is a w
 FURTHER_SEEDS = {"prior": 1, "perturbation_flow": 2}  # added to scvi-tools' seed
 SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
 OF_EVERY_STAGE = ("batch_size", "plan_kwargs", "datamodule")
-NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -66,7 +64,7 @@ class StageRun:
     recipe
         Its training options.
     n_epochs
-        Epochs of a round.
+        Most epochs.
     options
         How it runs, as any stage.
     seed
@@ -102,8 +100,6 @@ def plan_runs(
 ) -> list[StageRun]:
     """Apply a user's choices to the default recipes of the stages, in order.
 
-    A length, another rule for the end, or no validation mean one round, unless the user asks for several.
-
     Parameters
     ----------
     recipes
@@ -122,47 +118,31 @@ def plan_runs(
     UserWarning
         If other stages are far shorter than their default.
     """
-    ends, runs, short = _other_ends(options), [], []
+    runs, short = [], []
     epochs = _by_stage("max_epochs", max_epochs, recipes)
     changes = _by_stage("plan_kwargs", plan_kwargs, recipes)
     if options.early_stopping and (not has_validation or [*recipes] == ["perturbation_flow"]):
         msg = "`early_stopping` watches the validation loss, but there are no validation cells; the flow never has any."
         raise ValueError(msg)
     for stage, usual in recipes.items():
-        is_validated = has_validation and stage != "perturbation_flow"
         change = dict(changes[stage] or {})
         if batch_size is not None and (stage != "perturbation_flow" or len(recipes) == 1):
             change = {"batch_size": batch_size, **change}
-        if ends or epochs[stage] is not None or not is_validated:
-            change = {"max_rounds": 1, **change}
+        if options.early_stopping or epochs[stage] is not None:
+            change = {"patience": None, **change}
         check_argument_names("plan_kwargs", change, [option.name for option in fields(usual)])
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
-        if recipe.max_rounds > 1 and (ends or not is_validated):
-            other = f"`{ends[0]}`" if ends else "an empty validation set"
-            msg = f"`max_rounds` lets validation losses end the {stage}; it does not go with {other}."
-            raise ValueError(msg)
         default = recipe.max_epochs(n_cells)
         n_epochs = default if epochs[stage] is None else check_count("max_epochs", epochs[stage])
         if n_epochs < SHORTEST * default and stage not in trained:
             short.append(f"{n_epochs} of the {stage} (default {default})")
-        how = replace(options, early_stopping=options.early_stopping and is_validated)
+        how = replace(options, early_stopping=options.early_stopping and stage != "perturbation_flow")
         seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
         runs.append(StageRun(stage, recipe, n_epochs, how, seed + FURTHER_SEEDS.get(stage, 0)))
     if short:
         warn_user(f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out.")
     return runs
-
-
-def _other_ends(options: RunOptions) -> list[str]:
-    """List the options that set an end of training, or leave validation out."""
-    found = ["early_stopping"] if options.early_stopping else []
-    found += [name for name, none in NO_END.items() if options.of_trainer.get(name, none) != none]
-    if options.of_trainer.get("limit_val_batches") == 0:
-        found.append("limit_val_batches")
-    if any(isinstance(callback, EarlyStopping) for callback in options.callbacks):
-        found.append("callbacks")
-    return found
 
 
 def _by_stage(argument: str, given: Any, stages: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -67,8 +67,7 @@ class SCLDMArchitecture:
         Transformer of the autoencoder: token width, self-attention blocks (in encoder and decoder each), their heads,
         heads of the cross-attention, hidden width of the feed-forward layers (None: 8/3 of the width).
     pooling_width, decoder_width, n_factors
-        Width of the factor pooling, width of the factor decoder's network, and number of its factors. With 20,000 cells
-        or more, a model's defaults are twice as large.
+        Width of the factor pooling, width of the factor decoder's network, and number of its factors.
     share_gene_embedding
         Whether attention pooling and gene queries share one embedding per gene.
     value_after_norm
@@ -149,19 +148,15 @@ PUBLISHED = SCLDMArchitecture(
 )
 
 ARCHITECTURES: dict[str, SCLDMArchitecture] = {"default": SCLDMArchitecture(), "published": PUBLISHED}
-#: Many cells have more gene programmes than the usual factors hold.
-FOR_MANY_CELLS = {"pooling_width": 512, "decoder_width": 256, "n_factors": 128}
 
 
-def build_architecture(size: str, *, n_cells: int = 2000, **changes: Any) -> SCLDMArchitecture:
+def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
     """Return the named architecture with the given changes.
 
     Parameters
     ----------
     size
-        Name of the architecture. ``"default"`` is wider for many cells.
-    n_cells
-        Number of cells.
+        Name of the architecture.
     **changes
         Fields of :class:`SCLDMArchitecture`.
 
@@ -172,8 +167,6 @@ def build_architecture(size: str, *, n_cells: int = 2000, **changes: Any) -> SCL
     TypeError
         If there is no such option.
     """
-    if size == "default" and n_cells >= WIDER_FROM:
-        changes = FOR_MANY_CELLS | changes
     return change_options(ARCHITECTURES, size, changes)
 
 

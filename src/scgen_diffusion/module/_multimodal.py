@@ -193,11 +193,6 @@ class MultimodalModule(SCLDMModule):
         tensors = {**tensors, REGISTRY_KEYS.X_KEY: x}
         return super().loss(tensors, inference_outputs, generative_outputs, kl_weight, condition)
 
-    @property
-    def has_small_panel(self) -> bool:
-        """Whether a modality has few features, such as proteins."""
-        return min(self.n_features) < LARGE_PANEL
-
     # --- what differs from one modality ------------------------------------------------------------------------------
 
     def totals(self, x: Tensor) -> Tensor:

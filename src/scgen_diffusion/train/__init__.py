@@ -3,7 +3,6 @@
 from ._initialise import (
     add_absent_effects,
     correct_effects,
-    counts_per_gene,
     describe_predicted_profile_totals,
     describe_predicted_totals,
     describe_totals,
@@ -24,7 +23,6 @@ from ._perturbation_stage import (
 from ._plans import AutoencoderPlan, DiffusionPlan, PerturbationFlowPlan, PriorPlan, StagePlan
 from ._recipes import (
     DIFFUSION_RECIPES,
-    MANY_GENES,
     RECIPES,
     AutoencoderRecipe,
     DiffusionRecipe,

@@ -211,13 +211,6 @@ def _sum_counts(cells: TrainingCells, indices: np.ndarray, which: np.ndarray, n:
     return counts
 
 
-def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:
-    """Estimate how many counts a gene has in the cells ``indices``, on average, from a sample of them."""
-    rows = evenly(indices, ROWS_AT_A_TIME)
-    sums = sum(batch[REGISTRY_KEYS.X_KEY].double().sum(0) for batch in cells.loader(rows, ROWS_AT_A_TIME))
-    return float(sums.mean()) * len(indices) / len(rows)
-
-
 def standardise_latents(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> None:
     """Set the module's mean and standard deviation of latents, as drawn from the posteriors of some cells."""
     mean = sum(part["mean"].double().sum(0) for part in cache.parts(rows, LATENTS_AT_A_TIME)) / len(rows)

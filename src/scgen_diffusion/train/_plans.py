@@ -18,7 +18,7 @@ from scgen_diffusion.diffusion import Joint, MutuallyExclusive, optimal_pairs, s
 from scgen_diffusion.module import AverageUpdate, OutlierCounts
 
 from ._compilation import compile_for_training
-from ._recipes import learning_rate_factor
+from ._recipes import RATE_AFTER_PLATEAU, learning_rate_factor
 from ._step_graph import StepGraph
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ logger = logging.getLogger(__name__)
 
 REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
-OUTLIERS_COUNT_FROM = 0.4  # share of the first round's steps
-LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
+OUTLIERS_COUNT_FROM = 0.13  # share of the steps
+MOST_FALLS = 2  # of the learning rate; a further plateau ends training
 CHANGE_TRAINING = (  # options of Lightning's trainer
     *("limit_train_batches", "max_steps", "accumulate_grad_batches"),
     *("limit_val_batches", "check_val_every_n_epoch", "val_check_interval"),
 )
 ADVICE_ON_DIVERGENCE = "try a lower learning rate, or look for extreme cells. The model is as it was before the stage."
 PERTURBATION_FLOW = "module.perturbation_flow."  # prefix of names in a checkpoint
-SAVED = ("fingerprint", "losses_before", "seed", "n_epochs_done", "is_finished", "losses", "best_round")  # attributes
+SAVED = ("fingerprint", "losses_before", "seed", "n_epochs_done", "is_finished", "losses", "plateau")  # attributes
 
 
 class StagePlan(pl.LightningModule):
@@ -93,11 +93,8 @@ class StagePlan(pl.LightningModule):
         Finished epochs, including those before an interruption.
     is_finished, was_stopped
         Whether the next checkpoint is that of a finished stage, and whether the user stopped it.
-    round
-        Number of the round, from 0.
-    best_round
-        Validation loss, finished epochs and, until training ends, weights of the best finished round, if there can be
-        several.
+    plateau
+        Lowest validation loss so far, validations since it or the learning rate fell, and how often the latter did.
     """
 
     name: str
@@ -121,8 +118,7 @@ class StagePlan(pl.LightningModule):
         self._sums: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
         self.losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
-        self.round = 0
-        self.best_round: dict[str, Any] = {}
+        self.plateau: dict[str, float] = {"loss": math.inf, "n_waited": 0, "n_falls": 0}
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
         self._compiled: list[nn.Module] = []
@@ -232,13 +228,12 @@ class StagePlan(pl.LightningModule):
                 self._masks.append(parameter.register_hook(partial(_mask_gradient, mask)))
 
     def teardown(self, stage: str) -> None:
-        """Unfreeze the frozen parameters, and forget the best round's weights, the recorded step and compiled ones."""
+        """Unfreeze the frozen parameters, and forget the recorded step and compiled networks."""
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=True)
         for mask in self._masks:
             mask.remove()
         self._frozen, self._masks, self._graph = [], [], None
-        self.best_round.pop("weights", None)
         for part in self._compiled:  # not `compiled_parts`: Lightning has left the GPU, which decides them
             vars(part).pop("forward", None)  # undoes `compile_for_training`
         self._compiled = []
@@ -253,9 +248,7 @@ class StagePlan(pl.LightningModule):
             weight_decay=recipe.weight_decay,
             fused=self.trainer.precision != "16-mixed",  # whose gradient scaler needs separate steps
         )
-        options = {"n_steps": self.n_steps, "warm_up": recipe.warm_up, "max_rounds": recipe.max_rounds}
-        factor = partial(learning_rate_factor, schedule=recipe.schedule, **options)  # can be pickled
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -271,33 +264,26 @@ class StagePlan(pl.LightningModule):
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=self.device.type in ("cpu", "cuda"))
 
+    def _rate_factor(self, step: int) -> float:
+        recipe = self.recipe
+        factor = learning_rate_factor(step, recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
+        return factor * RATE_AFTER_PLATEAU ** self.plateau["n_falls"]
+
     @property
     def n_steps(self) -> int:
-        """Number of optimiser steps of a round."""
-        return int(self.trainer.estimated_stepping_batches) // self.recipe.max_rounds
-
-    @property
-    def n_epochs(self) -> int:
-        """Number of epochs of a round."""
-        return self.trainer.max_epochs // self.recipe.max_rounds
-
-    @property
-    def has_settled(self) -> bool:
-        """Whether a round that did not lower the validation loss ended the stage."""
-        done = self.n_epochs_done
-        return done % self.n_epochs == 0 and self.best_round.get("n_epochs_done", done) < done
+        """Largest number of optimiser steps."""
+        return int(self.trainer.estimated_stepping_batches)
 
     @property
     def progress(self) -> float:
-        """Finished share of the round."""
-        return self.global_step / max(self.n_steps, 1) - self.round
+        """Finished share of the steps."""
+        return self.global_step / max(self.n_steps, 1)
 
     def describe_epoch(self, number: int) -> str:
-        """Describe an epoch by its number from 0: ``"epoch 3 of 40"``, or ``"epoch 3 of 40 of round 2"``."""
-        round_number, epoch = divmod(number, self.n_epochs)
-        return f"epoch {epoch + 1} of {self.n_epochs}" + (f" of round {round_number + 1}" if round_number else "")
+        """Describe an epoch by its number from 0: ``"epoch 3 of at most 40"``."""
+        return f"epoch {number + 1} of at most {self.trainer.max_epochs}"
 
-    # --- epochs and rounds -----------------------------------------------------------------------------------------
+    # --- epochs ----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Compile the networks, which are on their device now, until training ends."""
@@ -307,14 +293,15 @@ class StagePlan(pl.LightningModule):
                 compile_for_training(part)
 
     def on_train_start(self) -> None:
-        """End a stage that was interrupted after its last round, or after early stopping had ended it."""
+        """End a stage that was interrupted after a plateau or early stopping had ended it."""
         self.generator, self._has_recorded = torch.Generator(self.device), False
-        if self.has_settled or any(rule.stopped_epoch for rule in self.trainer.early_stopping_callbacks):
+        if self.plateau["n_falls"] > MOST_FALLS or any(
+            rule.stopped_epoch for rule in self.trainer.early_stopping_callbacks
+        ):
             self.trainer.should_stop = True
 
     def on_train_epoch_start(self) -> None:
         """Seed the random numbers of the epoch, differently in each process."""
-        self.round = self.current_epoch // self.n_epochs
         number = self.current_epoch * self.trainer.world_size + self.global_rank
         self.generator.manual_seed(sample_seed(self.seed, number))
 
@@ -329,41 +316,33 @@ class StagePlan(pl.LightningModule):
         Raises
         ------
         FloatingPointError
-            If the loss of an epoch of the first round is NaN or infinite. After a later round, training ends with the
-            weights of the best one.
+            If the loss is NaN or infinite.
         """
         if self._sums["train"]:  # an option such as `max_steps` ended the epoch before its last batch
             self._log_means("train")
         losses = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        is_lost = not math.isfinite(losses.get(f"{self.name}_loss_train", 0.0))
-        if is_lost and not self.best_round:
+        if not math.isfinite(losses.get(f"{self.name}_loss_train", 0.0)):
             where = self.describe_epoch(self.current_epoch)
             msg = f"The {self.name}'s loss is NaN or infinite in {where}; {ADVICE_ON_DIVERGENCE}"
             raise FloatingPointError(msg)
         for name, value in losses.items():
             if self._has_validated or not name.endswith("_validation"):
                 self.losses.setdefault(name, {})[self.current_epoch] = value
-        self._has_validated = False
         self.n_epochs_done = self.current_epoch + 1
-        if is_lost or (self.recipe.max_rounds > 1 and self.n_epochs_done % self.n_epochs == 0):
-            self._end_round(is_lost=is_lost)
+        if self._has_validated and self.loss_judges_cells:
+            self._lower_rate_on_plateau(losses[self.key_loss("validation")])
+        self._has_validated = False
 
-    def _end_round(self, *, is_lost: bool) -> None:
-        """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
-        loss = self.losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.inf)
-        best = self.best_round.get("loss", math.inf)
-        if not is_lost and (not self.best_round or best - loss >= LEAST_GAIN * abs(best)):
-            weights = {name: value.clone() for name, value in self.state_dict().items()}
-            loss = loss if math.isfinite(loss) else math.inf
-            self.best_round = {"loss": loss, "n_epochs_done": self.n_epochs_done, "weights": weights}
-        else:
-            self.return_to_best_round()
-            self.trainer.should_stop = True
-
-    def return_to_best_round(self) -> None:
-        """Return to the weights of the best finished round, if there is one."""
-        if self.best_round:
-            self.load_state_dict(self.best_round["weights"])
+    def _lower_rate_on_plateau(self, loss: float) -> None:
+        """Lower the learning rate, or end training, if the validation loss has not fallen for long."""
+        plateau = self.plateau
+        if loss < plateau["loss"]:
+            plateau |= {"loss": loss, "n_waited": 0}
+            return
+        plateau["n_waited"] += 1
+        if plateau["n_waited"] == self.recipe.patience:
+            plateau |= {"n_waited": 0, "n_falls": plateau["n_falls"] + 1}
+            self.trainer.should_stop = plateau["n_falls"] > MOST_FALLS
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
@@ -408,7 +387,7 @@ class StagePlan(pl.LightningModule):
         if why := self._why_refused(checkpoint):
             msg = f"The checkpoint of the {self.name} {why}. Use another `checkpoint_dir`, or remove {self.name}.ckpt."
             raise ValueError(msg)
-        for name in ("losses_before", "seed", "n_epochs_done", "losses", "best_round"):
+        for name in ("losses_before", "seed", "n_epochs_done", "losses", "plateau"):
             setattr(self, name, checkpoint[name])
 
     def _why_refused(self, checkpoint: Mapping[str, Any]) -> str:
@@ -421,7 +400,7 @@ class StagePlan(pl.LightningModule):
         if differing := [f"`{k}` of {saved.get(k)!r}, not {now!r}" for k, now in options if saved.get(k) != now]:
             return f"was made with {', '.join(differing)}"
         n_done, n_saved, n_now = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
-        if n_done > n_now or (self.recipe.max_rounds > 1 and n_saved != n_now):
+        if n_done > n_now:
             return f"has {n_done} of {n_saved} epochs, and this run has {n_now}"
         losses = checkpoint["losses"].get(f"{self.name}_loss_train", {})
         done, before = {n: loss for n, loss in losses.items() if not math.isnan(loss)}, self.losses_before
@@ -478,14 +457,14 @@ class AutoencoderPlan(StagePlan):
         return networks if self.device.type == "cpu" else (*networks, self.module.likelihood)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Let the weight of the KL divergence rise, and later means leave counts to outliers, in the first round.
+        """Let the weight of the KL divergence rise, and later means leave counts to outliers.
 
         Outliers would explain genes that few cells have, before the decoder can tell these cells from others; in
         fine-tuning, it can. Both numbers are on the device, where replayed steps read them.
         """
-        warm_up = 0.0 if self.round else self.recipe.kl_warm_up
+        warm_up = self.recipe.kl_warm_up
         self.kl_weight.fill_(self.recipe.kl_weight * (min(self.progress / warm_up, 1.0) if warm_up else 1.0))
-        is_start = self.round == 0 and self.progress < OUTLIERS_COUNT_FROM and self.trained_rows is None
+        is_start = self.progress < OUTLIERS_COUNT_FROM and self.trained_rows is None
         self._weigh_outliers(0.0 if is_start else 1.0)
 
     def _weigh_outliers(self, weight: float) -> None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from scgen_diffusion._arguments import check_options, is_number
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
-MANY_GENES = 2000  # fewer may have a recipe of their own
-FADES_FROM = 10_000  # more need less regularisation
-PRIOR_CELLS = 10_000
-FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
-LEAST_KL_WEIGHT = 0.1
-MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
-RATE_OF_NEXT_ROUND = 0.5  # relative to the round before
-SHARE_FOR_NUMBERS = 1 / 3  # of the prior's steps
+REFERENCE_CELLS = 2000  # for which `reference_steps` are given
+PRIOR_CELLS = 10_000  # the regularisation of gene loadings counts as much as these
+ENOUGH_FEATURES = 2000  # fewer say less about a cell
+RATE_AFTER_PLATEAU = 0.3  # relative to the rate before
 SHARES = ("warm_up", "kl_warm_up", "min_kept_fraction", "drop_probability")  # options from 0 to 1
 
 
@@ -37,26 +36,16 @@ class Recipe:
     batch_size
         Cells per step of all processes together.
     warm_up
-        Share of a round's steps in which the learning rate rises linearly.
+        Share of the steps in which the learning rate rises linearly.
     reference_steps
-        Optimiser steps of a round for a data set of ``reference_cells`` cells. Other data sets take
-        :math:`\sqrt{n / n_{ref}}` times as many.
-    reference_cells
-        See ``reference_steps``.
-    smallest_share
-        Smallest data sets take at least this share of ``reference_steps``.
-    most_cells
-        Larger data sets take as many steps as one of this many cells; default: no limit.
+        Most optimiser steps for a data set of 2,000 cells; other sets take :math:`\sqrt[3]{n / 2000}` times as many.
     smallest_epoch
         Smallest number of steps in an epoch; small data sets are repeated to fill it. 0: an epoch is a pass.
     n_epochs
-        Number of epochs of a round for every data set, instead of steps by size.
-    max_rounds
-        Largest number of rounds, each as long as the options above say. A round goes through the schedule of the
-        learning rate, at half of the rate of the round before. Training ends when a round has not lowered the
-        validation loss by 0.05 %, and keeps the weights of the best round, or those from before if the stage was
-        trained already and no round is better. By default, there is one round if
-        ``max_epochs`` or another rule for the end is given, and without validation cells.
+        Most epochs for every data set, instead of steps by size.
+    patience
+        Number of validations without a new lowest validation loss after which the learning rate falls to 0.3 of what it
+        was; the third time, training ends. None: never, also by default with ``max_epochs`` or ``early_stopping``.
     bfloat16
         Whether GPUs that support it compute in bfloat16, unless ``precision`` says otherwise. It pays for large
         networks. With small ones a GPU waits for the host, and casting takes time too.
@@ -70,12 +59,9 @@ class Recipe:
     batch_size: int = 128
     warm_up: float = 0.05
     reference_steps: int = 1500
-    reference_cells: int = 2000
-    smallest_share: float = 0.5
-    most_cells: int | None = None
     smallest_epoch: int = 0
     n_epochs: int | None = None
-    max_rounds: int = 1
+    patience: int | None = None
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
@@ -88,11 +74,10 @@ class Recipe:
         object.__setattr__(self, "betas", tuple(map(float, betas)))
 
     def max_epochs(self, n_cells: int) -> int:
-        """Return the number of epochs of a round for ``n_cells`` training cells."""
+        """Return the most epochs for ``n_cells`` training cells."""
         if self.n_epochs is not None:
             return self.n_epochs
-        n_counted = min(n_cells, self.most_cells or n_cells)
-        steps = self.reference_steps * max(math.sqrt(n_counted / self.reference_cells), self.smallest_share)
+        steps = self.reference_steps * (n_cells / REFERENCE_CELLS) ** (1 / 3)
         return max(1, round(steps / self.steps_per_epoch(n_cells)))
 
     def steps_per_epoch(self, n_cells: int) -> int:
@@ -109,7 +94,7 @@ class AutoencoderRecipe(Recipe):
     kl_weight
         Weight of the latent's KL divergence in the loss.
     kl_warm_up
-        Share of the first round's steps in which ``kl_weight`` rises from zero.
+        Share of the steps in which ``kl_weight`` rises from zero.
     min_kept_fraction
         The encoder sees each cell thinned to a random share of its counts between this and 1; the decoder reconstructs
         the whole cell. 1 switches thinning off.
@@ -126,50 +111,31 @@ class AutoencoderRecipe(Recipe):
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     gradient_clip: float = 100.0
-    reference_steps: int = 600
-    smallest_share: float = 0.33
-    max_rounds: int = 3
+    reference_steps: int = 1800
+    patience: int | None = 5
     kl_weight: float = 0.6
-    kl_warm_up: float = 0.33
-    min_kept_fraction: float = 0.3
-    loading_weight_decay: float = 3.0
+    kl_warm_up: float = 0.11
+    min_kept_fraction: float = 0.125
+    loading_weight_decay: float = 3.75
     effect_weight_decay: float = 0.3
     dispersion_learning_rate_factor: float = 10.0
     drop_probability: float = 0.1
 
-    def for_many_cells(self, n_cells: int) -> AutoencoderRecipe:
-        """Return the recipe for many training cells, which are not learned by heart.
+    def for_cells(self, n_cells: int, n_features: Sequence[int]) -> AutoencoderRecipe:
+        r"""Return the recipe for ``n_cells`` training cells whose modalities have ``n_features`` features.
 
-        Weight decay of the gene loadings and thinning fade, see :func:`fading`.
+        Weight decay of the gene loadings and thinning weigh as :func:`prior_share` says. The KL weight is multiplied by
+        :math:`\sqrt{d / 2000}` for :math:`d < 2000` features, the mean over modalities: few features explain little of
+        a cell, and with the whole weight the latent would forget what they share.
         """
-        share = fading(n_cells)
+        share = prior_share(n_cells)
+        explained = sum(math.sqrt(min(n / ENOUGH_FEATURES, 1)) for n in n_features) / len(n_features)
         return replace(
             self,
             loading_weight_decay=two_digits(share * self.loading_weight_decay),
             min_kept_fraction=two_digits(1 - share * (1 - self.min_kept_fraction)),
+            kl_weight=two_digits(explained * self.kl_weight),
         )
-
-    def for_panel(self, n_genes: int, counts_per_gene: float) -> AutoencoderRecipe:
-        """Return the recipe for cells with few genes.
-
-        Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and
-        what genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can
-        take more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as
-        the counts allow. With the most steps, there is one round: cells of later ones are no better, though the
-        validation loss still falls.
-
-        Parameters
-        ----------
-        n_genes
-            Number of genes.
-        counts_per_gene
-            Their mean number of counts, summed over the training cells.
-        """
-        share = min(max(n_genes / MANY_GENES, (FEW_COUNTS / max(counts_per_gene, FEW_COUNTS)) ** 2), 1)
-        kl_weight = max(share * self.kl_weight, LEAST_KL_WEIGHT)
-        steps = round(self.reference_steps * min(1 / share, MOST_STEPS))
-        max_rounds = self.max_rounds if share > 1 / MOST_STEPS else 1
-        return replace(self, kl_weight=two_digits(kl_weight), reference_steps=steps, max_rounds=max_rounds)
 
 
 @dataclass(frozen=True)
@@ -185,16 +151,9 @@ class PriorRecipe(Recipe):
     learning_rate: float = 2e-3
     batch_size: int = 256
     reference_steps: int = 4000
-    most_cells: int | None = 50_000
     smallest_epoch: int = 10
+    patience: int | None = 5
     drop_probability: float = 0.1
-
-    def for_numbers(self) -> PriorRecipe:
-        """Return the recipe for conditions that are all single numbers: a third of the steps.
-
-        With more, cells at the numbers of the training cells are hardly better, and those in between get worse.
-        """
-        return replace(self, reference_steps=round(SHARE_FOR_NUMBERS * self.reference_steps))
 
 
 @dataclass(frozen=True)
@@ -222,9 +181,8 @@ class DiffusionRecipe(Recipe):
     dispersion_learning_rate_factor: float = 5.0
 
     def for_cells(self, n_cells: int) -> DiffusionRecipe:
-        """Return the recipe for a number of training cells: the decay of loadings is a prior worth 10,000 of them."""
-        weight = PRIOR_CELLS / (PRIOR_CELLS + n_cells)
-        return replace(self, loading_weight_decay=two_digits(weight * self.loading_weight_decay))
+        """Return the recipe for ``n_cells`` training cells; see :func:`prior_share`."""
+        return replace(self, loading_weight_decay=two_digits(prior_share(n_cells) * self.loading_weight_decay))
 
 
 @dataclass(frozen=True)
@@ -240,7 +198,7 @@ class PerturbationFlowRecipe(Recipe):
 
     learning_rate: float = 2e-3
     batch_size: int = 512
-    reference_steps: int = 300
+    reference_steps: int = 400
     smallest_epoch: int = 10
     n_paired: int = 32
 
@@ -271,7 +229,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             schedule="warm_up_hold_decay",
             warm_up=0.1,
             reference_steps=6000,
-            max_rounds=1,
+            patience=None,
             min_kept_fraction=1.0,
             loading_weight_decay=0.0,
             dispersion_learning_rate_factor=1.0,
@@ -283,7 +241,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             batch_size=128,
             warm_up=0.1,
             reference_steps=12_000,
-            most_cells=None,
+            patience=None,
             drop_probability=0.8,
             bfloat16=True,
         ),
@@ -311,13 +269,14 @@ DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
 """By model and size."""
 
 
-def fading(n_cells: int) -> float:
-    """Return the share of its strength that regularisation of gene loadings keeps with ``n_cells`` training cells.
+def prior_share(n_cells: int) -> float:
+    r"""Return :math:`m / (m + n)`, the share of its strength that regularisation of gene loadings has with n cells.
 
-    It keeps few cells from being learned by heart. Of many, it only keeps weak gene programmes from being learned.
-    Beyond 10,000 cells it falls in proportion, so loadings remember the same number of passes through the cells.
+    A prior that is worth :math:`m` = 10,000 cells keeps few cells from being learned by heart. Of many, it only keeps
+    weak gene programmes from being learned; there its weight is proportional to :math:`1 / n`, so loadings remember the
+    same number of passes through the cells.
     """
-    return FADES_FROM / max(n_cells, FADES_FROM)
+    return PRIOR_CELLS / (PRIOR_CELLS + n_cells)
 
 
 def two_digits(value: float) -> float:
@@ -325,19 +284,14 @@ def two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def learning_rate_factor(step: int, schedule: Schedule, *, n_steps: int, warm_up: float, max_rounds: int = 1) -> float:
-    """Return the factor of the learning rate at a step: a linear rise from 0.01, then the schedule.
-
-    It starts again every ``n_steps`` steps, at half of the rate, until there were ``max_rounds`` rounds.
-    """
+def learning_rate_factor(step: int, schedule: Schedule, *, n_steps: int, warm_up: float) -> float:
+    """Return the factor of the learning rate at a step: a linear rise from 0.01, then the schedule."""
     n_warm_up = max(round(warm_up * n_steps), 1)
-    number = min(step // max(n_steps, 1), max_rounds - 1)
-    step, scale = step - number * n_steps, RATE_OF_NEXT_ROUND**number
     if step < n_warm_up:
-        return scale * (0.01 + 0.99 * step / n_warm_up)
+        return 0.01 + 0.99 * step / n_warm_up
     progress = min(step / max(n_steps, 1), 1.0)
     if schedule == "cosine":  # half a period, down to 1 %
-        return scale * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
     if schedule == "warm_up_hold_decay":  # square-root decay over the last tenth, down to 10 %
-        return scale * (0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1)))
-    return scale
+        return 0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1))
+    return 1.0

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PACKAGE = __name__.partition(".")[0]
 
-N_VALIDATIONS = 50
+N_VALIDATIONS = 100
 N_CHECKPOINTS = 20
 SECONDS_PER_LINE = 60.0  # in a log file
 EXIT_CODE_OF_SIGTERM = 143
@@ -74,11 +74,11 @@ class RunOptions:
     early_stopping_min_delta
         Smallest change that counts as a fall.
     check_val_every_n_epoch
-        Epochs between validations. Default: about 50 validations per round; with early stopping, every epoch.
+        Epochs between validations. Default: about 100 validations; with early stopping, every epoch.
     checkpoint_dir
         Folder in which ``<stage>.ckpt`` is written after epochs, and resumed from if it exists.
     checkpoint_minutes
-        A checkpoint is written at the end of an epoch if the last one is this many minutes old. Besides, each round
+        A checkpoint is written at the end of an epoch if the last one is this many minutes old. Besides, a stage
         writes about 20, at equal numbers of epochs.
     callbacks
         More Lightning callbacks.
@@ -223,26 +223,23 @@ def run_stage(
     options
         How to run it.
     max_epochs
-        Number of passes over the training cells in a round. A pass over many cells is cut into several epochs of
+        Largest number of passes over the training cells. A pass over many cells is cut into several epochs of
         Lightning.
     interruption
         Ends training between two steps. It listens until it is closed.
     """
     recipe, folder = plan.recipe, options.checkpoint_dir
     path = None if folder is None else folder / f"{plan.name}.ckpt"
-    per_round = max_epochs * data.epochs_per_pass
-    n_epochs = per_round * recipe.max_rounds
-    if (options.early_stopping or recipe.max_rounds > 1) and not plan.loss_judges_cells:
-        msg = (
-            f"`early_stopping` and `max_rounds` do not go with the {plan.name}: its loss may rise as cells get better."
-        )
+    n_epochs = max_epochs * data.epochs_per_pass
+    if options.early_stopping and not plan.loss_judges_cells:
+        msg = f"`early_stopping` does not go with the {plan.name}: its loss may rise as cells get better."
         raise ValueError(msg)
     callbacks = [interruption, *options.callbacks]
     if options.early_stopping:
         limits = {"patience": options.early_stopping_patience, "min_delta": options.early_stopping_min_delta}
         callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **limits))
     if path is not None:
-        callbacks.append(StageCheckpoint(path, max(per_round // N_CHECKPOINTS, 1), options.checkpoint_minutes))
+        callbacks.append(StageCheckpoint(path, max(n_epochs // N_CHECKPOINTS, 1), options.checkpoint_minutes))
     if options.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StageProgress())
     with quiet():
@@ -250,7 +247,8 @@ def run_stage(
             max_epochs=n_epochs,
             precision=options.precision or _default_precision(recipe, options.accelerator),
             gradient_clip_val=recipe.gradient_clip,
-            check_val_every_n_epoch=_validation_interval(plan, per_round, options),
+            check_val_every_n_epoch=options.check_val_every_n_epoch
+            or (1 if options.early_stopping else max(n_epochs // N_VALIDATIONS, 1)),
             callbacks=callbacks,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         )
@@ -269,7 +267,6 @@ def run_stage(
             trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
         except StoppedError:
             plan.was_stopped = True
-            plan.return_to_best_round()
         finally:  # Lightning cleans up only if there was no error
             plan.teardown("fit")
             data.teardown("fit")
@@ -286,16 +283,6 @@ def _default_precision(recipe: Recipe, accelerator: str) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     computes_bf16 = on_gpu and torch.cuda.get_device_capability()[0] >= FIRST_WITH_BF16
     return "bf16-mixed" if recipe.bfloat16 and computes_bf16 else "32-true"
-
-
-def _validation_interval(plan: StagePlan, per_round: int, options: RunOptions) -> int:
-    """Return the epochs between validations: those given, or about the usual ones; a round ends with a validation."""
-    usual = 1 if options.early_stopping else max(per_round // N_VALIDATIONS, 1)
-    given, has_rounds = options.check_val_every_n_epoch, plan.recipe.max_rounds > 1
-    if given and has_rounds and per_round % given:
-        msg = f"`check_val_every_n_epoch` must divide the {per_round} epochs of a round, but found {given}."
-        raise ValueError(msg)
-    return given or next(n for n in range(usual, 0, -1) if per_round % n == 0 or not has_rounds)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -412,9 +399,8 @@ class Interruption(Callback):
             raise StoppedError
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Undo a round that something else has ended, before the last checkpoint is written."""
+        """End after SIGTERM, before the last checkpoint is written."""
         self._end_if_terminated(trainer)
-        pl_module.return_to_best_round()
 
 
 def is_interrupted(trainer: pl.Trainer) -> bool:
@@ -443,7 +429,7 @@ def show(text: str) -> None:
 
 
 class StageProgress(ProgressBar):
-    """A bar for each round of a stage; where no one watches, as in a log file, it is written once a minute."""
+    """The bar of a stage; where no one watches, as in a log file, it is written once a minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -454,22 +440,15 @@ class StageProgress(ProgressBar):
         self._is_enabled = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Say what is resumed."""
+        """Start the bar after the steps of a checkpoint, and say what is resumed."""
         if self._is_enabled and pl_module.n_epochs_done:
             show(f"Resuming the {pl_module.name} after {pl_module.describe_epoch(pl_module.n_epochs_done - 1)}.")
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Start the bar of a round, after the steps of a checkpoint."""
-        round_number, epoch = divmod(trainer.current_epoch, pl_module.n_epochs)
-        if self._bar is not None and epoch:
-            return
-        self._close()
         is_watched = sys.stderr.isatty() or in_notebook()
         self._bar = tqdm(
             desc=f"{pl_module.name.capitalize()} ({pl_module.purpose})",
             total=pl_module.n_steps,
-            initial=trainer.global_step - round_number * pl_module.n_steps,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
+            initial=trainer.global_step,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| at most {remaining} left{postfix}",
             mininterval=0.1 if is_watched else SECONDS_PER_LINE,
             maxinterval=SECONDS_PER_LINE,
             disable=not self._is_enabled,
@@ -477,7 +456,7 @@ class StageProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: StagePlan, *_: Any) -> None:
         """Count the step."""
-        self._bar.update(trainer.global_step - pl_module.round * pl_module.n_steps - self._bar.n)
+        self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Show the epoch and its loss."""
