@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 OptionsT = TypeVar("OptionsT")
-WIDER_FROM = 20_000  # cells have wider networks by default, where that pays
 MOST = {"ema_decay": 1, "initial_log_theta": 80, "largest_log_theta": 80}
 
 
