@@ -350,12 +350,10 @@ class SCLDM(AutoencoderModel):
 
     def _recipe(self, stage: str) -> Recipe:
         recipe = getattr(RECIPES[self._recipe_name], stage)
-        if self.reference_ is not None and stage == "autoencoder":  # keep its KL weight
+        if stage == "autoencoder" and self._recipe_name == "default":
+            recipe = recipe.for_cells(len(self.train_indices_), self._n_features)
+        if stage == "autoencoder" and self.reference_ is not None:  # keep its KL weight
             return replace(recipe, kl_weight=self.recipes_.get("autoencoder", {}).get("kl_weight", recipe.kl_weight))
-        if self.reference_ is not None or self._recipe_name == "published":
-            return recipe
-        if stage == "autoencoder":
-            return recipe.for_cells(len(self.train_indices_), self._n_features)
         return recipe
 
     @property
