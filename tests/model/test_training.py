@@ -100,7 +100,7 @@ def test_early_stopping_ends_a_stage_that_no_longer_improves_and_all_cells_may_b
 ):
     model = make_model(cls=either_class)
 
-    model.train(60, early_stopping=True, early_stopping_patience=3, plan_kwargs={"learning_rate": 1e-12}, **quick)
+    model.train(60, early_stopping=True, plan_kwargs={"learning_rate": 1e-12}, **quick)
     for stage in model.trained_stages_:
         assert 3 <= len(model.history[f"{stage}_loss_validation"]) < 60
 

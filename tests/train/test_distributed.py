@@ -82,7 +82,7 @@ def test_two_processes_train_a_gene_space_model_on_a_share_of_the_cells_each(
 
 
 def test_early_stopping_stops_all_processes_after_the_same_epoch(train_scldm, run_together):
-    options = {"early_stopping": True, "early_stopping_patience": 2, "plan_kwargs": {"prior": {"learning_rate": 1e-12}}}
+    options = {"early_stopping": True, "plan_kwargs": {"prior": {"learning_rate": 1e-12, "patience": 1}}}
 
     first, second = run_together(
         lambda rank: described(train_scldm({"autoencoder": 1, "prior": 40, "perturbation_flow": 1}, **options))

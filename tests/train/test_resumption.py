@@ -209,22 +209,21 @@ def finished(train, tmp_path_factory):
     return folder
 
 
-def test_a_stage_that_early_stopping_ended_is_refused_without_it_or_with_another_rule_or_recipe(make_model, tmp_path):
-    rule = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e9}
-    options = {**OPTIONS, **rule, "checkpoint_dir": tmp_path}
+def test_a_stage_that_early_stopping_ended_is_refused_with_another_rule_or_recipe(make_model, tmp_path):
+    recipe = {"learning_rate": 1e-12, "patience": 1}
+    options = {**OPTIONS, "early_stopping": True, "plan_kwargs": recipe, "checkpoint_dir": tmp_path}
     model = make_model(cls=SCRDIT)
-    model.train(4, **options)
-    assert model.trainer.current_epoch < 4
+    model.train(9, **options)
+    assert model.trainer.current_epoch < 9
 
-    make_model(cls=SCRDIT).train(4, **{**options, "early_stopping_min_delta": 10**9})
+    make_model(cls=SCRDIT).train(9, **options)
     for named, other in (
-        ("early_stopping", {"early_stopping": False}),
-        ("early_stopping", {"early_stopping_min_delta": 0.0}),
+        ("patience", {"plan_kwargs": {**recipe, "patience": 2}}),
         ("check_val_every_n_epoch", {"check_val_every_n_epoch": 2}),
         ("batch_size", {"batch_size": 8}),
     ):
         with pytest.raises(ValueError, match=f"`{named}` of"):
-            make_model(cls=SCRDIT).train(4, **{**options, **other})
+            make_model(cls=SCRDIT).train(9, **{**options, **other})
 
 
 def test_a_stage_on_top_of_another_autoencoder_is_refused(train, tmp_path):

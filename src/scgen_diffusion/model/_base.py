@@ -458,8 +458,9 @@ class DiffusionModel(BaseModelClass):
             The flow ignores it unless trained alone. A value above both the default and the number of training
             cells is reduced.
         early_stopping
-            Whether to stop a stage when its validation loss no longer falls. The flow has no validation. For SCMDM,
-            whose loss does not judge the cells, it is an error.
+            Whether stages that have a fixed length, those with ``max_epochs`` and those of SCRDIT and WBDIT, end early
+            too, once the validation loss no longer falls; ``{"patience": 10}`` in ``plan_kwargs`` waits longer. The
+            flow has no validation. For SCMDM, whose loss does not judge the cells, it is an error.
         plan_kwargs
             Training options of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stage to options:
             ``{"prior": {"learning_rate": 1e-3}}``. See :class:`~scgen_diffusion.train.AutoencoderRecipe`,

@@ -22,7 +22,7 @@ from scgen_diffusion._arguments import (
     warn_user,
 )
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
-from scgen_diffusion.train import Interruption, RunOptions
+from scgen_diffusion.train import USUAL_PATIENCE, Interruption, RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -129,7 +129,7 @@ def plan_runs(
         if batch_size is not None and (stage != "perturbation_flow" or len(recipes) == 1):
             change = {"batch_size": batch_size, **change}
         if options.early_stopping or epochs[stage] is not None:
-            change = {"patience": None, **change}
+            change = {"patience": USUAL_PATIENCE if options.early_stopping else None, **change}
         check_argument_names("plan_kwargs", change, [option.name for option in fields(usual)])
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
@@ -137,9 +137,8 @@ def plan_runs(
         n_epochs = default if epochs[stage] is None else check_count("max_epochs", epochs[stage])
         if n_epochs < SHORTEST * default and stage not in trained:
             short.append(f"{n_epochs} of the {stage} (default {default})")
-        how = replace(options, early_stopping=options.early_stopping and stage != "perturbation_flow")
         seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
-        runs.append(StageRun(stage, recipe, n_epochs, how, seed + FURTHER_SEEDS.get(stage, 0)))
+        runs.append(StageRun(stage, recipe, n_epochs, options, seed + FURTHER_SEEDS.get(stage, 0)))
     if short:
         warn_user(f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out.")
     return runs

@@ -24,6 +24,7 @@ from ._plans import AutoencoderPlan, DiffusionPlan, PerturbationFlowPlan, PriorP
 from ._recipes import (
     DIFFUSION_RECIPES,
     RECIPES,
+    USUAL_PATIENCE,
     AutoencoderRecipe,
     DiffusionRecipe,
     PerturbationFlowRecipe,

@@ -293,12 +293,9 @@ class StagePlan(pl.LightningModule):
                 compile_for_training(part)
 
     def on_train_start(self) -> None:
-        """End a stage that was interrupted after a plateau or early stopping had ended it."""
+        """End a stage that was interrupted after its last plateau."""
         self.generator, self._has_recorded = torch.Generator(self.device), False
-        if self.plateau["n_falls"] > MOST_FALLS or any(
-            rule.stopped_epoch for rule in self.trainer.early_stopping_callbacks
-        ):
-            self.trainer.should_stop = True
+        self.trainer.should_stop = self.plateau["n_falls"] > MOST_FALLS
 
     def on_train_epoch_start(self) -> None:
         """Seed the random numbers of the epoch, differently in each process."""
@@ -366,10 +363,8 @@ class StagePlan(pl.LightningModule):
     @property
     def _options(self) -> dict[str, Any]:
         """Options of the recipe, and those of the trainer that change the training."""
-        watching = self.trainer.early_stopping_callbacks
-        rules = [f"{rule.patience} validations, min_delta {float(rule.min_delta)}" for rule in watching]
         of_trainer = {name: str(getattr(self.trainer, name)) for name in CHANGE_TRAINING}  # 1 is not the share 1.0
-        return asdict(self.recipe) | of_trainer | {"early_stopping": ", ".join(rules)}
+        return asdict(self.recipe) | of_trainer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add history, seed, options and fingerprint."""

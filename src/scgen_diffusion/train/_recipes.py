@@ -17,6 +17,7 @@ Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 REFERENCE_CELLS = 2000  # for which `reference_steps` are given
 PRIOR_CELLS = 10_000  # the regularisation of gene loadings counts as much as these
 ENOUGH_FEATURES = 2000  # fewer say less about a cell
+USUAL_PATIENCE = 5  # of about 100 validations
 RATE_AFTER_PLATEAU = 0.3  # relative to the rate before
 SHARES = ("warm_up", "kl_warm_up", "min_kept_fraction", "drop_probability")  # options from 0 to 1
 
@@ -45,7 +46,7 @@ class Recipe:
         Most epochs for every data set, instead of steps by size.
     patience
         Number of validations without a new lowest validation loss after which the learning rate falls to 0.3 of what it
-        was; the third time, training ends. None: never, also by default with ``max_epochs`` or ``early_stopping``.
+        was; the third time, training ends. None: never, also by default with ``max_epochs``.
     bfloat16
         Whether GPUs that support it compute in bfloat16, unless ``precision`` says otherwise. It pays for large
         networks. With small ones a GPU waits for the host, and casting takes time too.
@@ -112,7 +113,7 @@ class AutoencoderRecipe(Recipe):
     weight_decay: float = 1e-4
     gradient_clip: float = 100.0
     reference_steps: int = 1800
-    patience: int | None = 5
+    patience: int | None = USUAL_PATIENCE
     kl_weight: float = 0.6
     kl_warm_up: float = 0.11
     min_kept_fraction: float = 0.125
@@ -152,7 +153,7 @@ class PriorRecipe(Recipe):
     batch_size: int = 256
     reference_steps: int = 4000
     smallest_epoch: int = 10
-    patience: int | None = 5
+    patience: int | None = USUAL_PATIENCE
     drop_probability: float = 0.1
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from tqdm.auto import tqdm
@@ -68,13 +68,9 @@ class RunOptions:
         Passed to Lightning. Default: bfloat16 autocast for large networks (:attr:`Recipe.bfloat16`) on CUDA GPUs that
         support it, otherwise float32.
     early_stopping
-        Whether to stop if the validation loss no longer falls.
-    early_stopping_patience
-        Number of validations without a fall after which to stop.
-    early_stopping_min_delta
-        Smallest change that counts as a fall.
+        Whether plateaus of the validation loss end stages that otherwise have a fixed length.
     check_val_every_n_epoch
-        Epochs between validations. Default: about 100 validations; with early stopping, every epoch.
+        Epochs between validations. Default: about 100 validations.
     checkpoint_dir
         Folder in which ``<stage>.ckpt`` is written after epochs, and resumed from if it exists.
     checkpoint_minutes
@@ -95,8 +91,6 @@ class RunOptions:
     strategy: str | Strategy = "auto"
     precision: str | None = None
     early_stopping: bool = False
-    early_stopping_patience: int = 20
-    early_stopping_min_delta: float = 0.0
     check_val_every_n_epoch: int | None = None
     checkpoint_dir: Path | None = None
     checkpoint_minutes: float = 5.0
@@ -122,13 +116,11 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Check what Lightning does not check, or would fail with later."""
-        check_count("early_stopping_patience", self.early_stopping_patience, 0)
         if self.check_val_every_n_epoch is not None:
             check_count("check_val_every_n_epoch", self.check_val_every_n_epoch)
-        for name in ("early_stopping_min_delta", "checkpoint_minutes"):
-            if not (is_number(value := getattr(self, name)) and value >= 0):
-                msg = f"`{name}` must be a number of at least 0, but found {value!r}."
-                raise ValueError(msg)
+        if not (is_number(self.checkpoint_minutes) and self.checkpoint_minutes >= 0):
+            msg = f"`checkpoint_minutes` must be a number of at least 0, but found {self.checkpoint_minutes!r}."
+            raise ValueError(msg)
         is_list = isinstance(self.callbacks, list | tuple)
         if not (is_list and all(isinstance(callback, Callback) for callback in self.callbacks)):
             msg = f"`callbacks` must be a list of Lightning's callbacks, but found {self.callbacks!r}."
@@ -231,13 +223,10 @@ def run_stage(
     recipe, folder = plan.recipe, options.checkpoint_dir
     path = None if folder is None else folder / f"{plan.name}.ckpt"
     n_epochs = max_epochs * data.epochs_per_pass
-    if options.early_stopping and not plan.loss_judges_cells:
-        msg = f"`early_stopping` does not go with the {plan.name}: its loss may rise as cells get better."
+    if recipe.patience is not None and not plan.loss_judges_cells:
+        msg = f"`early_stopping` and `patience` do not go with the {plan.name}: its loss may rise as cells get better."
         raise ValueError(msg)
     callbacks = [interruption, *options.callbacks]
-    if options.early_stopping:
-        limits = {"patience": options.early_stopping_patience, "min_delta": options.early_stopping_min_delta}
-        callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **limits))
     if path is not None:
         callbacks.append(StageCheckpoint(path, max(n_epochs // N_CHECKPOINTS, 1), options.checkpoint_minutes))
     if options.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
@@ -247,8 +236,7 @@ def run_stage(
             max_epochs=n_epochs,
             precision=options.precision or _default_precision(recipe, options.accelerator),
             gradient_clip_val=recipe.gradient_clip,
-            check_val_every_n_epoch=options.check_val_every_n_epoch
-            or (1 if options.early_stopping else max(n_epochs // N_VALIDATIONS, 1)),
+            check_val_every_n_epoch=options.check_val_every_n_epoch or max(n_epochs // N_VALIDATIONS, 1),
             callbacks=callbacks,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         )
