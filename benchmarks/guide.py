@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.train import Recipe
 
 GUIDE = "docs/user_guide"
-N_TRAINING_CELLS = (500, 2_000, 10_000, 100_000, 1_000_000)
 #: For the table of network sizes.
 N_GENES, N_CLASSES = 2_000, 8
 #: Models over all genes: their modules and architectures.
@@ -51,23 +50,11 @@ def page_blocks() -> dict[tuple[str, str], str]:
         (f"{GUIDE}/scldm_mathematics.md", "recipe"): recipe_table(
             {size: {stage: getattr(RECIPES[size], stage) for stage in ("autoencoder", "prior")} for size in RECIPES}
         ),
-        (f"{GUIDE}/scrdit.md", "training length"): length_table({"diffusion": DIFFUSION_RECIPES["SCRDIT"]["default"]}),
-        (f"{GUIDE}/scmdm.md", "training length"): length_table({"diffusion": DIFFUSION_RECIPES["SCMDM"]["default"]}),
         (f"{GUIDE}/scrdit_mathematics.md", "architecture"): option_table(scrdit),
         (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(recipes),
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
         **{(f"{GUIDE}/metrics.md", topic): metric_table(topic) for topic in TOPICS},
     }
-
-
-def length_table(stages: Mapping[str, Recipe]) -> str:
-    """Write the default epochs and steps of each stage, by number of training cells."""
-    lines = []
-    for n_cells in N_TRAINING_CELLS:
-        epochs = [(recipe.max_epochs(n_cells), recipe.steps_per_epoch(n_cells)) for recipe in stages.values()]
-        lines.append([_grouped(n_cells), *(f"{n:,} ({_grouped(n * steps)})" for n, steps in epochs)])
-    header = ["training cells", *(f"{stage.replace('_', ' ')}: epochs (steps)" for stage in stages)]
-    return markdown_table(header if len(stages) > 1 else ["training cells", "epochs (steps)"], lines)
 
 
 def option_table(options: Mapping[str, Mapping[str, object]]) -> str:
@@ -124,10 +111,6 @@ def _link(name: re.Match | str) -> str:
     """Write the name of a metric with a link to the function of this name, if there is one."""
     name = name if isinstance(name, str) else name[1]
     return f"{{func}}`~scgen_diffusion.metrics.{name}`" if name in metrics.__all__ else f"`{name}`"
-
-
-def _grouped(number: int) -> str:
-    return f"{number:,}"
 
 
 def _millions(number: int) -> str:

@@ -72,7 +72,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "roles": role_table(),
     }
     few, whole = ({name: [name] for name in names} for names in (FEW_CELLS, WHOLE_PANELS))
-    profiles = {name: [name] for name in ("pbmc3k", "pbmc10k_citeseq", "kang_ifnb", "worm_embryo")}
+    profiles = {name: [name] for name in ("pbmc3k", "pbmc10k_citeseq")}
     how_many = {
         "few cells": quality_table(table, few, ("SCLDM", *SIMPLE), IN_BRIEF),
         "whole panel": quality_table(table, whole, ("SCLDM", "SCLDM-whole-panel"), IN_BRIEF),
