@@ -391,7 +391,7 @@ class UnmaskingSampler:
     ...     denoiser, torch.tensor([[0.0, 0.0, 500.0]]), generators=Generators(0, [0])
     ... )
     >>> state
-    tensor([[497.,   0.,   3.]])
+    tensor([[494.,   0.,   6.]])
     """
 
     default_n_steps: int = N_UNMASKING_STEPS
