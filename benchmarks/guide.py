@@ -43,7 +43,7 @@ def page_blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
     scrdit = {size: asdict(architecture) for size, architecture in SCRDIT_ARCHITECTURES.items()}
-    scrdit["default"]["patch_size"] = "genes / 10, at most 200"
+    scrdit["default"] |= {"patch_size": "genes / 10, at most 200", "width": 128}
     recipes = {size: {"diffusion": recipe} for size, recipe in DIFFUSION_RECIPES["SCRDIT"].items()}
     return {
         (f"{GUIDE}/scldm_mathematics.md", "architecture"): option_table(scldm),

@@ -182,8 +182,10 @@ class GeneSpaceArchitecture:
         Network: ``"dit"``, a transformer over patches of genes; ``"white_box"``, the same with CRATE blocks.
     patch_size
         Number of neighbouring genes in a patch of the transformers. None: a tenth of the genes, at most 200.
-    width, n_layers, n_heads
-        Width, blocks and heads of the network.
+    width
+        Width of the network. None: 128 of the transformers, 256 of the residual network.
+    n_layers, n_heads
+        Its blocks, and heads of each.
     n_global_tokens
         Number of tokens in the transformers that read all genes at once, and write to all (published: none).
     condition_strategy
@@ -195,7 +197,7 @@ class GeneSpaceArchitecture:
 
     backbone: str = "dit"
     patch_size: int | None = None
-    width: int = 128
+    width: int | None = None
     n_layers: int = 3
     n_heads: int = 4
     n_global_tokens: int = 2
@@ -276,7 +278,6 @@ class MoleculeArchitecture(GeneSpaceArchitecture):
     """
 
     backbone: Literal["mlp", "dit", "white_box"] = "mlp"
-    width: int = 256
     n_axes: int = 64
     library_size: Literal["empirical", "normal"] = "empirical"
 

@@ -153,7 +153,7 @@ def build_backbone(
     """Build the network that an architecture names, without its head."""
     options: Any = a
     if a.backbone == "mlp":
-        sizes = {"width": a.width, "n_layers": a.n_layers, "n_axes": options.n_axes}
+        sizes = {"width": a.width or 256, "n_layers": a.n_layers, "n_axes": options.n_axes}
         return GeneMLP(n_genes, conditions, n_outputs=n_outputs, **sizes)
     if a.backbone == "unet":
         return GeneUNet(n_genes, conditions, width=options.unet_width, n_outputs=n_outputs)
@@ -161,7 +161,7 @@ def build_backbone(
         n_genes,
         conditions,
         patch_size=a.patch_size or min(LARGEST_PATCH, -(-n_genes // N_PATCHES)),
-        width=a.width,
+        width=a.width or 128,
         n_layers=a.n_layers,
         n_heads=a.n_heads,
         block="white_box" if a.backbone == "white_box" else "transformer",
