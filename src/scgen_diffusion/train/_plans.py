@@ -280,8 +280,9 @@ class StagePlan(pl.LightningModule):
         return self.global_step / max(self.n_steps, 1)
 
     def describe_epoch(self, number: int) -> str:
-        """Describe an epoch by its number from 0: ``"epoch 3 of at most 40"``."""
-        return f"epoch {number + 1} of at most {self.trainer.max_epochs}"
+        """Describe an epoch by its number from 0: ``"epoch 3 of 40"``, or ``"epoch 3 of at most 40"``."""
+        at_most = "" if self.recipe.patience is None else "at most "
+        return f"epoch {number + 1} of {at_most}{self.trainer.max_epochs}"
 
     # --- epochs ----------------------------------------------------------------------------------------------------
 

@@ -436,7 +436,7 @@ class StageProgress(ProgressBar):
             desc=f"{pl_module.name.capitalize()} ({pl_module.purpose})",
             total=pl_module.n_steps,
             initial=trainer.global_step,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| at most {remaining} left{postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
             mininterval=0.1 if is_watched else SECONDS_PER_LINE,
             maxinterval=SECONDS_PER_LINE,
             disable=not self._is_enabled,
