@@ -75,8 +75,7 @@ class SCMDM(GeneSpaceModel):
         self.init_params_ = self._get_init_params(locals())
 
     def _recipe(self, stage: str) -> Recipe:
-        recipe = DIFFUSION_RECIPES["SCMDM"]["default"]
-        return recipe if self.reference_ is not None else recipe.for_cells(len(self.train_indices_))
+        return DIFFUSION_RECIPES["SCMDM"]["default"].for_cells(len(self.train_indices_))
 
     @property
     def _outputs(self) -> tuple[InputValues, ...]:
