@@ -160,9 +160,10 @@ def quality_table(
         means = means_of(found)
         judged = [metric for metric in IN_SHORT if metric in means.index and metric != "cpu_minutes"]
         p, older = p_values(found, judged), older_than_newest(table[table["dataset"].isin(datasets)])
-        real = [f"{means['real'][metric].mean():.2f}" if metric in judged else "" for metric in figures]
-        lines.append([f"**{title}**: {REAL}", *real])
-        for method in [name for name in methods if name in found.index.get_level_values("method")]:
+        shown = [name for name in methods if name in found.index.get_level_values("method")]
+        real = means["real"].reindex([(metric, shown[0]) for metric in figures])
+        lines.append([f"**{title}**: {REAL}", *("" if np.isnan(value) else f"{value:.2f}" for value in real)])
+        for method in shown:
             name = IN_WORDS.get(method, method) + (OLDER if method in older else "")
             values = means["value"].reindex([(metric, method) for metric in figures])
             lines.append([name, *(_cell(key, value, p) for key, value in values.items())])
