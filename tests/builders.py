@@ -130,7 +130,6 @@ TINY_GENE_SPACE = {
     "n_global_tokens": 1,
     "zero_value": None,
     "scaling": "gene",
-    "library_size": "latent",
 }
 TINY_MOLECULES = {"patch_size": 5, "width": 8, "n_layers": 1, "n_heads": 2, "n_global_tokens": 1, "n_axes": 4}
 SIZES = {SCLDM: TINY, SCRDIT: TINY_GENE_SPACE, WBDIT: TINY_GENE_SPACE, SCMDM: TINY_MOLECULES}

@@ -72,14 +72,14 @@ def test_a_table_gives_every_cell_its_conditions(call, saved_model, asked, tmp_p
 
 
 def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp_path):
-    line = """-n 5 -g cell_type=2 -g dose=1.5 --library-size normal --n-steps 4 --sampler heun --counts --batch-size 7
+    line = """-n 5 -g cell_type=2 -g dose=1.5 --library-size 300 --n-steps 4 --sampler heun --counts --batch-size 7
         --shard-size 64 --quiet"""
     code, out, err = call("generate", saved_model, tmp_path / "new.zarr", *line.split())
     assert (code, out, err) == (0, f"{tmp_path / 'new.zarr'}\n", "")
     assert asked == {
         "n_cells": 5,
         "guidance_scale": {"cell_type": 2, "dose": 1.5},
-        "library_size": "normal",
+        "library_size": 300,
         "n_steps": 4,
         "sampler": "heun",
         "counts": True,

@@ -39,7 +39,7 @@ def cells(trained_gene_space):
         *((SCRDIT, {"backbone": b, "head": h}) for b in ("dit", "unet") for h in ("regression", "spike_and_slab")),
         *((WBDIT, {"head": head}) for head in ("regression", "spike_and_slab")),
         (SCRDIT, {"target": "noise", "zero_value": -3, "scaling": "none"}),
-        (SCRDIT, {"condition_strategy": "mutually_exclusive", "ema_decay": np.float64(0.5), "library_size": "normal"}),
+        (SCRDIT, {"condition_strategy": "mutually_exclusive", "ema_decay": np.float64(0.5)}),
     ],
     ids=str,
 )
@@ -137,7 +137,6 @@ def test_a_model_of_log_values_needs_totals_to_give_counts(make_trained, make_ce
     assert set(counts.X.sum(1).A1) == {100}
     for refused in (
         lambda: model.generate(3, counts=True),
-        lambda: model.generate(3, counts=True, library_size="latent"),
         lambda: model.predict_perturbation(counts=True),
     ):
         with pytest.raises(ValueError, match="library_size"):
@@ -242,4 +241,4 @@ def test_training_continues_where_it_ended(make_trained, make_cells, quick, valu
     model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
 
     changed = [name for name, tensor in model.module.state_dict().items() if not torch.equal(tensor, before[name])]
-    assert all(name.startswith(("averaged_network", "library_size.predicted")) for name in changed)
+    assert all(name.startswith("averaged_network") for name in changed)

@@ -46,12 +46,12 @@ def test_changes_leave_the_rest_and_what_is_unknown_is_named(build):
         before.ema_decay = 3
 
 
-CHOICES = ["latent", "pooling", "decoder", "likelihood", "dispersion", "condition_strategy", "library_size"]
+CHOICES = ["latent", "pooling", "decoder", "likelihood", "dispersion", "condition_strategy"]
 BAD = [(name, "other") for name in CHOICES]
 BAD += [("width", 0), ("n_latent", True), ("n_latent_tokens", 2.0), ("n_heads", "4"), ("prior_n_layers", -1)]
 BAD += [("feed_forward_width", 0), ("padded_length", -3), ("mask_padding", 3), ("decoder", None)]
 BAD += [("ema_decay", value) for value in (1.5, -0.1, "high", NAN, True)]
-CHOICES_OF_GENE_SPACE = ["backbone", "target", "head", "scaling", "condition_strategy", "library_size"]
+CHOICES_OF_GENE_SPACE = ["backbone", "target", "head", "scaling", "condition_strategy"]
 BAD_IN_GENE_SPACE = [(name, "other") for name in CHOICES_OF_GENE_SPACE]
 BAD_IN_GENE_SPACE += [("patch_size", value) for value in (0, -1, 2.0, NAN, True, "4")]
 BAD_IN_GENE_SPACE += [("width", 0), ("n_heads", 0), ("unet_width", 0), ("ema_decay", 1.1)]
@@ -68,7 +68,7 @@ def test_a_value_that_is_not_allowed_is_named(build, name, value):
         build("published", **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("backbone", "unet"), ("n_axes", 0), ("library_size", "latent")])
+@pytest.mark.parametrize(("name", "value"), [("backbone", "unet"), ("n_axes", 0)])
 def test_masked_molecules_have_options_of_their_own(name, value):
     with pytest.raises(ValueError, match=name):
         of_scmdm(**{name: value})

@@ -302,10 +302,9 @@ def test_arguments_that_do_not_fit_the_weights_are_refused(argument, value):
         read(weights_path(STRATEGY), **{argument: value})
 
 
-@pytest.mark.parametrize("library_size", [None, "latent"])
-def test_totals_that_the_weights_do_not_tell_are_asked_for(library_size):
+def test_totals_that_the_weights_do_not_tell_are_asked_for():
     with pytest.raises(ValueError, match="library"):
-        read(weights_path(STRATEGY)).generate(2, library_size=library_size)
+        read(weights_path(STRATEGY)).generate(2)
 
 
 def test_tensors_that_the_model_cannot_hold_are_refused_rather_than_ignored(tmp_path, weights):

@@ -160,7 +160,9 @@ def test_conditions_are_dropped_in_training_only(profile_module, monkeypatch):
     monkeypatch.setattr(
         ProfileModule,
         "generative",
-        lambda self, data, noise, t, condition, **_: seen.append(condition) or {"error": data.sum(1)},
+        lambda self, data, noise, t, condition, **_: (
+            seen.append(condition) or {"error": data.sum(1), "condition": condition}
+        ),
     )
     plan = DiffusionPlan(module, DiffusionRecipe(drop_probability=0.5), seed=0)
     batch = {"X": torch.ones(200, 9), CONDITIONS: torch.ones(200, 1)}

@@ -137,7 +137,7 @@ def is_first_process(options: dict[str, Any]) -> bool:
 
 REQUEST = [
     option("--condition-table", "A .csv or .tsv file with a row per cell, or cells, to have new ones like them.", FILE),
-    option("--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", value)),
+    option("--library-size", "Total counts.", Keyed("[MODALITY=]N", value)),
     flag("--counts", "Return integer counts, also from SCRDIT and WBDIT."),
     option("--guidance-scale -g", "Strength of the condition; default: 1.", Keyed("[KEY=]NUMBER", value)),
     option("--sampler", "Sampler: euler, midpoint, heun, ddim, dpm_solver ..."),

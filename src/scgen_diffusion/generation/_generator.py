@@ -18,12 +18,12 @@ from scgen_diffusion.data import OPEN, digest_of, to_plain
 from scgen_diffusion.diffusion import Generators, Guidance, block_size, check_sampler, samplers_for
 
 from ._library_sizes import resolve_library_size
-from ._request import SamplingOptions, check_batch_size, describe_library_size, describe_sampler
+from ._request import SamplingOptions, check_batch_size, describe_sampler
 from ._rows import check_finite, rows_of
 from ._support import LackingChanges, PerturbedGroups, combination_codes, judge, sum_profiles, support_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
     from torch import Tensor
@@ -68,8 +68,6 @@ class CellGenerator:
         ``conditions``, unless fine-tuning kept it.
     n_genes
         Size of the panel.
-    library_sizes
-        Names of the distributions of total counts that the model can draw from.
     largest
         With several modalities: the limit of totals, by the name of the modality.
     """
@@ -80,7 +78,6 @@ class CellGenerator:
     default_sampler: str
     learned: np.ndarray
     n_genes: int
-    library_sizes: Sequence[str]
     largest: Mapping[str, float] = field(default_factory=dict)
 
     # --- options of a request --------------------------------------------------------------------------------------
@@ -124,19 +121,16 @@ class CellGenerator:
         """Raise unless the sampler and its number of steps fit the module's path."""
         check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
 
-    def totals(self, library_size: Any, n_cells: int, output: InputValues) -> str | np.ndarray:
-        """Resolve a library size to the name of a distribution or totals ``(cells, ...)``; ones for log values."""
+    def totals(self, library_size: Any, n_cells: int, output: InputValues) -> np.ndarray | None:
+        """Check requested totals ``(cells, ...)``, None for totals to draw; ones for log values."""
         if output == "counts":
-            default = self.module.architecture.library_size
-            return resolve_library_size(library_size, n_cells, default, self.library_sizes, self.largest)
+            return resolve_library_size(library_size, n_cells, self.module.library_size.is_fitted, self.largest)
         if library_size is not None:
             msg = "Log-normalised values have no `library_size`; leave it out, or set `counts=True` (SCRDIT and WBDIT)."
             raise ValueError(msg)
         return np.broadcast_to(np.float32(1), n_cells)
 
-    def warn_outside_training(
-        self, codes: np.ndarray, are_judged: np.ndarray, totals: str | np.ndarray | None
-    ) -> list[str]:
+    def warn_outside_training(self, codes: np.ndarray, are_judged: np.ndarray, totals: np.ndarray | None) -> list[str]:
         """Warn about conditions ``(n, columns)`` and totals beyond the training cells; list them for the provenance.
 
         Conditions that get a support, ``are_judged (n,)``, are only listed: the support says more than a warning.
@@ -150,7 +144,7 @@ class CellGenerator:
         if extrapolated := self.conditions.extrapolated(codes):
             warn_user(f"Some numbers are far from those of the training cells: {', '.join(extrapolated)}.")
             found += extrapolated
-        if isinstance(totals, np.ndarray) and self.module.library_size.is_fitted:
+        if totals is not None and self.module.library_size.is_fitted:
             largest = self.module.library_size.limits()[:, 1].cpu().numpy()
             if (totals.reshape(len(totals), -1) > LARGE_TOTAL * largest).any():  # NaN, a total to draw, is not
                 most = np.nanmax(totals)
@@ -161,14 +155,13 @@ class CellGenerator:
                 found.append(f"library_size {most:.0f}")
         return found
 
-    def record(self, sampling: SamplingOptions, totals: Any, seed: int) -> dict[str, Any]:
-        """Return the record of a request for ``uns``."""
-        library_size = describe_library_size(totals, sampling.output)
+    def record(self, sampling: SamplingOptions, library_size: str, seed: int) -> dict[str, Any]:
+        """Return the record of a request for ``uns``; ``library_size`` says where total counts are from."""
         return {
             "model": self.name,
             "version": VERSION,
             **sampling.record,
-            "library_size": library_size,
+            "library_size": library_size if sampling.output == "counts" else "none",
             "seed": seed,
         }
 
@@ -185,7 +178,7 @@ class CellGenerator:
             to_plain(asdict(module.architecture)),  # NumPy's numbers are Python's after loading
             *(self.conditions.by_key, self.conditions.combinations, self.conditions.n_cells),
         )
-        if isinstance(totals, np.ndarray):
+        if totals is not None:
             are_equal = np.array_equal(totals, np.broadcast_to(totals[:1], totals.shape), equal_nan=True)
             totals = digest_of(totals[:1] if are_equal else totals)
         return {
@@ -343,7 +336,7 @@ class CellGenerator:
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(starts, generators.uniform().cpu().numpy())
         codes = np.where(asked == OPEN, drawn, asked)
-        condition = self.without_ignored(codes, sampling.guidance, totals, generators, moved)
+        condition = module.condition_tensor(codes)
         start_condition = None
         if moved.any():
             moves = torch.from_numpy(moved).to(condition.device)
@@ -354,7 +347,7 @@ class CellGenerator:
             guidance=sampling.guidance,
             sampler=sampling.sampler,
             n_steps=sampling.n_steps,
-            library_size=totals[rows] if isinstance(totals, np.ndarray) else totals,
+            library_size=None if totals is None else totals[rows],
             output=sampling.output,
             n_wanted=n_wanted,
             start_condition=start_condition,
@@ -372,28 +365,21 @@ class CellGenerator:
         module: Any = self.module
         generators = Generators(request.seed, positions.tolist(), module.device)
         own, codes = module.condition_tensor(request.own[positions]), request.codes[positions]
-        new = self.without_ignored(codes, sampling.guidance, sizes, generators)
+        new = module.condition_tensor(codes)
         by_flow: dict[str, Any] = {}
         if request.inversion is None:
             by_flow["perturbed"] = own, new, None if request.lacking is None else request.lacking.of(codes)
 
         def predict(generators: Generators) -> Tensor:
-            given: Tensor | None = None
-
             def move(states: Tensor) -> Tensor:
-                nonlocal given
                 options: dict[str, Any] = {"n_steps": sampling.n_steps, "generators": generators}
                 if request.inversion is None:  # the perturbation flow moves the cells that become perturbed
-                    given = module.unstandardise(states)
                     return module.perturbed_latents(states, own, new, sampling.sampler, **options)
                 plain = Guidance(module.strategy.terms([1.0] * len(module.conditions)))
                 to_noise, to_cells = module.denoiser(own, plain), module.denoiser(new, sampling.guidance)
                 return request.inversion(to_noise, to_cells, states, **options)
 
             def draw_totals(features: Tensor) -> Tensor:
-                if isinstance(sizes, str):  # moved cells keep their level, as generated ones do
-                    known, start = (features, None) if given is None else (given, own)
-                    return module.draw_totals(sizes, new, known, generators, start)
                 measured = module.decoding_totals(x, features, generators)
                 measured = measured.view(len(measured), *module.library_size.shape)
                 if sizes is None:
@@ -410,31 +396,6 @@ class CellGenerator:
         if request.group is None:
             return rows, None
         return rows, sum_profiles(module, request.group[positions[:n_wanted]], x[:n_wanted], values, sampling.output)
-
-    def without_ignored(
-        self,
-        codes: np.ndarray,
-        guidance: Guidance,
-        library_size: Any,
-        generators: Generators,
-        moved: np.ndarray | bool = False,
-    ) -> Tensor:
-        """Turn codes ``(n, columns)`` into conditions that do not tell the keys without weight in guidance.
-
-        Networks do not see these keys, but totals would follow them. They are left out where the latent tells the
-        total, and else drawn anew, given the others: also of cells that the flow moves, whose latents tell their
-        totals from before. Codes that it changes, ``moved (n, columns)``, stay.
-        """
-        key_of_column = self.module.key_of_column.cpu().numpy()
-        moved = np.broadcast_to(moved, codes.shape)
-        ignored = ~np.isin(key_of_column, guidance.keys) & ~moved
-        kind = library_size if isinstance(library_size, str) else self.module.architecture.library_size
-        left_out = ignored & ~moved.any(1, keepdims=True) & (kind == "latent")
-        if (ignored & ~left_out).any():
-            codes = np.where(ignored & ~left_out, OPEN, codes)
-            codes = self.conditions.fill(codes, generators.apart().uniform().cpu().numpy())
-        condition = self.module.condition_tensor(codes)
-        return torch.where(torch.from_numpy(left_out).to(condition.device), self.module.null_condition, condition)
 
 
 def in_parallel(

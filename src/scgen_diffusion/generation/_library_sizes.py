@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.data import LARGEST_COUNT
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 def resolve_library_size(
-    library_size: Any, n_cells: int, default: str, known: Sequence[str], largest: Mapping[str, float]
-) -> str | np.ndarray:
+    library_size: Any, n_cells: int, can_draw: bool, largest: Mapping[str, float]
+) -> np.ndarray | None:
     """Check and resolve a user's library size.
 
     Parameters
@@ -25,33 +22,27 @@ def resolve_library_size(
         What the user gave.
     n_cells
         Number of cells.
-    default, known
-        Default distribution, and those that the model can draw from.
+    can_draw
+        Whether the model can draw totals.
     largest
         With several modalities: the limit of totals, by the name of the modality.
 
     Returns
     -------
-    str or numpy.ndarray
-        The name of a distribution, or totals ``(cells,)``; with several modalities ``(cells, modalities)``, NaN for
-        totals to draw.
+    numpy.ndarray or None
+        Totals ``(cells,)``; with several modalities ``(cells, modalities)``, NaN for totals to draw. None: draw all.
     """
-    if library_size is None or isinstance(library_size, str):
-        kind = library_size or default
-        if kind not in known:
-            msg = (
-                f"This model has no `library_size` {kind!r}; give numbers, or a distribution. Models of "
-                "log-normalised values, and some published weights, know no totals; 'latent' needs totals that are "
-                f"predicted from cells. {known_names(kind, known)}"
-            )
+    if library_size is None:
+        if not can_draw:
+            msg = "This model knows no total counts; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        return kind
+        return None
     if not largest:
         return _check_totals(library_size, n_cells)
     if not isinstance(library_size, Mapping):
         msg = (
-            f"`library_size` must be a mapping from modality ({', '.join(largest)}) to numbers, or the name of a "
-            f"distribution, but found {type(library_size).__name__}."
+            f"`library_size` must be a mapping from modality ({', '.join(largest)}) to numbers, but found "
+            f"{type(library_size).__name__}."
         )
         raise TypeError(msg)
     totals = np.full((n_cells, len(largest)), np.nan, dtype=np.float32)
@@ -79,7 +70,7 @@ def _check_totals(library_size: Any, n_cells: int, name: str = "library_size") -
     except (TypeError, ValueError):
         totals = None
     if totals is None or isinstance(library_size, bool):
-        msg = f"`{name}` must be one number, one per cell, or the name of a distribution, but found {library_size!r}."
+        msg = f"`{name}` must be one number or one per cell, but found {library_size!r}."
         raise TypeError(msg)
     if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
         msg = f"`{name}` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."

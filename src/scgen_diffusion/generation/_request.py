@@ -124,15 +124,6 @@ def describe_sampler(sampler: Sampler) -> str:
     return f"{text} {uuid.uuid4().hex}" if " at 0x" in text else text
 
 
-def describe_library_size(library_size: Any, output: InputValues) -> str:
-    """Return the source of total counts in a word."""
-    if output == "log1p":
-        return "none"
-    if library_size is None:
-        return "that of each control cell"
-    return library_size if isinstance(library_size, str) else "given"
-
-
 def describe_condition(condition: ConditionRequest) -> Any:
     """Return the requested conditions in a form that can be written to files."""
     if condition is None:

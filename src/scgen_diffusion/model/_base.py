@@ -68,7 +68,6 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, check_batch_size
 from scgen_diffusion.module import (
-    LIBRARY_SIZE_KINDS,
     TRAINABLE,
     Trainable,
     copy_reference,
@@ -124,7 +123,6 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
-    from scgen_diffusion.module import LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec, InputValues
     from scgen_diffusion.train import Recipe, StageData, TrainingCells
 
@@ -173,7 +171,6 @@ class DiffusionModel(BaseModelClass):
             registry = {**registry, "model_name": type(self).__name__}  # the registry of CellFiles names no model
         super().__init__(adata, registry)
         self.trained_stages_ = []
-        self.library_head_is_trained_ = False
 
     @property
     def adata(self) -> Any:
@@ -703,7 +700,7 @@ class DiffusionModel(BaseModelClass):
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
+        library_size: float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -747,9 +744,8 @@ class DiffusionModel(BaseModelClass):
             10,000. Default: log-normalised values from SCRDIT, WBDIT and SCLDM with a Gaussian head, else counts. SCLDM
             and SCMDM return their default only.
         library_size
-            Total counts of the cells: a distribution (``"empirical"``, ``"normal"`` or ``"latent"``; default: the
-            model's), one number, or one number per cell. For several modalities, a mapping from modality to numbers,
-            ``{"prot": 3_000}``; totals of the other modalities are drawn.
+            Total counts of the cells: one number, or one number per cell. Default: drawn for what is generated. For
+            several modalities, a mapping from modality to numbers, ``{"prot": 3_000}``; other totals are drawn.
         batch_size
             Largest number of cells made at a time, rounded up to whole blocks (128 cells on a CPU, up to 8,192 on a
             GPU). It does not change the cells.
@@ -798,7 +794,7 @@ class DiffusionModel(BaseModelClass):
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
+        library_size: float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -867,7 +863,7 @@ class DiffusionModel(BaseModelClass):
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
+        library_size: float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -982,7 +978,7 @@ class DiffusionModel(BaseModelClass):
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
+        library_size: float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -1101,7 +1097,6 @@ class DiffusionModel(BaseModelClass):
     @property
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
-        is_fitted = self.module.library_size.is_fitted
         return CellGenerator(
             module=self.module,
             conditions=self.conditions,
@@ -1109,9 +1104,6 @@ class DiffusionModel(BaseModelClass):
             default_sampler=self.default_sampler,
             learned=self._combinations_of_autoencoder,
             n_genes=len(self.var_),
-            library_sizes=[
-                kind for kind in LIBRARY_SIZE_KINDS if is_fitted and (kind != "latent" or self.library_head_is_trained_)
-            ],
             largest={
                 name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf
                 for name, modality in self.modalities.items()
@@ -1589,7 +1581,6 @@ class DiffusionModel(BaseModelClass):
         )
         self._copy_features(reference)
         stages = {s for s in reference.trained_stages_ if s != "perturbation_flow" or keeps_perturbation_flow}
-        self.library_head_is_trained_ = reference.library_head_is_trained_
         # "stopped" would tell `train` that this model began the flow
         self.cut_short_ = {s: how for s, how in reference.cut_short_.items() if s != "perturbation_flow"}
         self.recipes_ = dict(reference.recipes_)
@@ -1624,7 +1615,7 @@ class DiffusionModel(BaseModelClass):
         if self.reference_ is None:
             return None
         masks = trained_masks(self.module, self.reference_["trainable"], self._new_values)
-        if not self.library_head_is_trained_:  # published weights lack this head
+        if not self.module.library_size.is_trained:  # published weights lack this head
             masks |= dict.fromkeys(self.module.library_size.parameters())
         if (flow := self.module.perturbation_flow) is not None:
             masks |= dict.fromkeys(flow.parameters())

@@ -153,7 +153,8 @@ class Prediction(Job):
         how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
         asked = "that of each control cell" if given.condition is None else describe_condition(given.condition)
         outside = engine.warn_outside_training(np.concatenate([codes, own]), are_judged, totals)
-        provenance = engine.record(sampling, totals, seed) | how | {"condition": asked, "outside_training": outside}
+        record = engine.record(sampling, "of each cell" if totals is None else "given", seed)
+        provenance = record | how | {"condition": asked, "outside_training": outside}
         identity = engine.identity(sampling, given.requested, totals) | how
         group = None if groups is None else groups.group
         request = Counterfactual(own, codes, sampling, inversion, keep_residuals, totals, seed, group)

@@ -10,7 +10,6 @@ from scgen_diffusion.module import GeneSpaceModule, ProfileModule, change_option
 from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
     DiffusionPlan,
-    describe_predicted_profile_totals,
     describe_totals,
     start_gene_space,
     widen_limits,
@@ -96,13 +95,6 @@ class ProfileModel(GeneSpaceModel):
         if self.is_trained_:
             keeps_cells = self.reference_ is not None and self.reference_["trainable"] not in ("network", "all")
             widen_limits(self.module, self._cells, self.train_indices_, cut=not keeps_cells)
-
-    def _train_diffusion(self, run: StageRun) -> StagePlan:
-        plan = super()._train_diffusion(run)
-        if self._input_values == "counts":
-            describe_predicted_profile_totals(self.module, self._cells, self._seen_indices)
-            self.library_head_is_trained_ = True
-        return plan
 
     def _recipe(self, stage: str) -> Recipe:
         return DIFFUSION_RECIPES[type(self).__name__][self._recipe_name]

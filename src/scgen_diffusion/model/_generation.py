@@ -155,7 +155,7 @@ class Generation(Job):
         totals = engine.totals(library_size, len(codes), sampling.output)
         distinct, _ = codes.runs()
         are_judged = (engine.start_conditions(distinct, sampling.guidance) != distinct).any(1)
-        provenance = engine.record(sampling, totals, seed) | {
+        provenance = engine.record(sampling, "drawn" if totals is None else "given", seed) | {
             "condition": describe_condition(condition),
             "outside_training": engine.warn_outside_training(distinct, are_judged, totals),
         }

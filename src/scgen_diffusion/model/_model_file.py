@@ -41,7 +41,7 @@ FORMAT = "scgen_diffusion-2"
 
 # Attributes that are saved beside weights, registry and options. Loading sets no others.
 ATTRIBUTES = (
-    *("trained_stages_", "library_head_is_trained_", "is_trained_", "history_", "recipes_", "cut_short_"),
+    *("trained_stages_", "is_trained_", "history_", "recipes_", "cut_short_"),
     *("train_indices_", "validation_indices_", "test_indices_", "split_digest_"),
     *("var_", "modality_vars_", "combinations_", "combination_sizes_", "reference_"),
     *("run_name_", "run_id_", "get_normalized_function_name_"),  # these are not in every version of scvi-tools

@@ -12,7 +12,7 @@ import torch
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
-from scgen_diffusion.module import LibrarySizeModel, SCLDMModule, build_architecture
+from scgen_diffusion.module import SCLDMModule, build_architecture
 from scgen_diffusion.train import (
     RECIPES,
     AutoencoderPlan,
@@ -23,7 +23,6 @@ from scgen_diffusion.train import (
     add_absent_effects,
     cache_latents,
     correct_effects,
-    describe_predicted_totals,
     fit_missed,
     fit_shift,
     learn_later_effects,
@@ -260,11 +259,6 @@ class SCLDM(AutoencoderModel):
             start_autoencoder(self.module, self._cells, self.train_indices_)
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         self.module.perturbation_flow = self.module.absent_effects = None
-        if self.reference_ is None:  # fine-tuning keeps the head of the reference
-            self.library_head_is_trained_ = False
-            for part in self.module.library_size.modules():
-                if isinstance(part, LibrarySizeModel):  # of one modality
-                    part.predicted_quantiles = part.quantiles
         plan = self._fit(run, AutoencoderPlan(self.module, run.recipe, seed=run.seed), self._cell_data(run.recipe))
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
@@ -278,14 +272,12 @@ class SCLDM(AutoencoderModel):
             split = self.train_indices_, self.validation_indices_
             data = LatentData(cache, *split, run.recipe.batch_size, run.recipe.smallest_epoch)
             plan = self._fit(run, PriorPlan(self.module, run.recipe, seed=run.seed), data, self._autoencoder_digest)
-            describe_predicted_totals(self.module, cache, self._seen_indices)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
             add_absent_effects(self.module, self._cells, self._seen_indices, sampler, run.bar)
         elif self.reference_["trainable"] != "all":  # else they learn with the autoencoder
             learn_later_effects(self.module, self._cells, self.train_indices_, self._new_values, run.bar)
         self._record_trained(*self.trained_stages_, "prior")
-        self.library_head_is_trained_ = True
         return plan
 
     def _train_perturbation_flow(
@@ -368,7 +360,7 @@ class SCLDM(AutoencoderModel):
     def _fit_to_latents(self, cache: LatentCache) -> None:
         """Store library sizes and the scale of the latents, which ``generate`` needs."""
         rows = torch.from_numpy(self._seen_indices)
-        self.module.library_size.fit(cache.arrays["log_total"][rows], cache.arrays["condition"][rows])
+        self.module.library_size.fit(cache.arrays["log_total"][rows])
         # after fine-tuning began, or with a perturbation flow, networks have learned in this scale
         if self.reference_ is None and "perturbation_flow" not in self.trained_stages_:
             standardise_latents(self.module, cache, self._seen_indices)

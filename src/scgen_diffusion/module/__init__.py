@@ -13,13 +13,12 @@ from ._architecture import (
     change_options,
 )
 from ._autoencoder import Posterior
-from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
 from ._gene_space import GeneSpaceModule
 from ._latent_diffusion import FEW_CELLS, SCLDMModule
-from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
+from ._library_size import LibrarySizeModel
 from ._likelihoods import ModalityPanel, NegativeBinomialLikelihood, OutlierCounts
 from ._molecules import MoleculeModule
 from ._multimodal import MultimodalModule

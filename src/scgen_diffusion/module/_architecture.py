@@ -84,8 +84,6 @@ class SCLDMArchitecture:
         ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
     ema_decay
         Decay of the averaged weights of the prior, which generate the cells.
-    library_size
-        Default distribution of total counts in :meth:`generate`: ``"empirical"``, ``"normal"`` or ``"latent"``.
     """
 
     latent: Literal["variational", "deterministic"] = "variational"
@@ -117,7 +115,6 @@ class SCLDMArchitecture:
     prior_feed_forward_width: int | None = None
     condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
     ema_decay: float = 0.999
-    library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
         """Check all options."""
@@ -143,7 +140,6 @@ PUBLISHED = SCLDMArchitecture(
     prior_n_layers=8,
     prior_n_heads=8,
     ema_decay=0.9999,
-    library_size="normal",
 )
 
 ARCHITECTURES: dict[str, SCLDMArchitecture] = {"default": SCLDMArchitecture(), "published": PUBLISHED}
@@ -234,9 +230,6 @@ class ProfileArchitecture(GeneSpaceArchitecture):
         Scaling of profiles: ``"gene"``, each gene to unit variance, or ``"none"`` (published).
     unet_width
         Channels of the U-Net's first level, a multiple of 4; the others have two, four and four times as many.
-    library_size
-        Default distribution of total counts when ``generate`` returns counts: ``"latent"``, which predicts them from
-        the generated profile, ``"empirical"`` or ``"normal"``.
     """
 
     backbone: Literal["dit", "unet", "white_box"] = "dit"
@@ -245,7 +238,6 @@ class ProfileArchitecture(GeneSpaceArchitecture):
     zero_value: float | None = None
     scaling: Literal["none", "gene"] = "gene"
     unet_width: int = 16
-    library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
         """Check all options."""
@@ -273,13 +265,10 @@ class MoleculeArchitecture(GeneSpaceArchitecture):
     n_axes
         Number of axes along which the residual network sees genes. They start at principal axes, scaled to unit
         variance.
-    library_size
-        Default distribution of the total counts, which are drawn before the molecules: ``"empirical"`` or ``"normal"``.
     """
 
     backbone: Literal["mlp", "dit", "white_box"] = "mlp"
     n_axes: int = 64
-    library_size: Literal["empirical", "normal"] = "empirical"
 
 
 SCRDIT_ARCHITECTURES = {

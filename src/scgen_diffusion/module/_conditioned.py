@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
@@ -18,6 +18,7 @@ from scgen_diffusion.nn import keys_of_columns, null_condition, total_counts
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from torch import nn
     from torch.optim.swa_utils import AveragedModel
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.perturbation import PerturbationFlow
 
     from ._absent_combinations import AbsentEffects
-    from ._library_size import LibrarySizeKind
 
 TensorMap = Callable[[Tensor], Tensor]
 MOST_REDRAWS = 50  # of a cell; a tenth of draws with a count leaves 1 in 200 empty
@@ -100,9 +100,7 @@ class ConditionedModule(BaseModuleClass):
     def draw_noise(self, generators: Generators) -> Tensor:
         """Draw the noise that generation starts from, ``(cells, ...)``."""
 
-    def initial_states(
-        self, condition: Tensor, generators: Generators, library_size: LibrarySizeKind | np.ndarray
-    ) -> Tensor:
+    def initial_states(self, condition: Tensor, generators: Generators, library_size: np.ndarray | None) -> Tensor:
         """Draw the states that generation starts from, ``(cells, ...)``: by default noise."""
         return self.draw_noise(generators)
 
@@ -124,7 +122,7 @@ class ConditionedModule(BaseModuleClass):
         guidance: Guidance,
         sampler: Sampler,
         n_steps: int | None = None,
-        library_size: LibrarySizeKind | np.ndarray = "empirical",
+        library_size: np.ndarray | None = None,
         output: InputValues = "log1p",
         n_wanted: int,
         start_condition: Tensor | None = None,
@@ -141,7 +139,7 @@ class ConditionedModule(BaseModuleClass):
         guidance, sampler, n_steps
             Sampling options.
         library_size
-            Name of the distribution of total counts, or the totals ``(block, ...)``.
+            Total counts ``(block, ...)``; None: drawn for what is generated.
         output
             ``"counts"`` or ``"log1p"``; ignored by modules that return only one of them.
         n_wanted
@@ -158,21 +156,16 @@ class ConditionedModule(BaseModuleClass):
             ``(n_wanted, genes)``.
         """
         given = condition if start_condition is None else start_condition
-        denoiser, shown = self.denoiser(given, guidance), self.condition_columns.keep(condition, guidance.keys)
+        denoiser = self.denoiser(given, guidance)
+        known, shown = (self.condition_columns.keep(codes, guidance.keys) for codes in (given, condition))
 
         def draw(generators: Generators) -> Tensor:
             options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
-            start = self.initial_states(given, generators, library_size)
+            start = self.initial_states(known, generators, library_size)
             states = sampler(denoiser, start, **options)
-            before = None  # latents from which totals follow, if the perturbation flow moves the cells
             if start_condition is not None:
-                before = self.unstandardise(states)
                 states = self.perturbed_latents(states, start_condition, condition, sampler, **options)
-
-            def draw_totals(features: Tensor) -> Tensor:
-                known = features if before is None else before
-                return self.draw_totals(library_size, condition, known, generators, start_condition)
-
+            draw_totals = partial(self.draw_totals, library_size, generators, shown)
             wanted = generators.first(n_wanted)
             return self.cells_of(states, draw_totals, wanted, shown, output, lacking=lacking)[:n_wanted]
 
@@ -262,21 +255,13 @@ class ConditionedModule(BaseModuleClass):
         """
 
     def draw_totals(
-        self,
-        library_size: LibrarySizeKind | np.ndarray,
-        condition: Tensor,
-        features: Tensor,
-        generators: Generators,
-        start: Tensor | None = None,
+        self, library_size: np.ndarray | None, generators: Generators, condition: Tensor, features: Tensor
     ) -> Tensor:
-        """Draw total counts ``(cells, ...)`` from conditions ``(cells, columns)`` and features; given totals stay.
-
-        Cells that the perturbation flow moves have the features that they had under the conditions ``start``.
-        """
+        """Draw total counts ``(cells, ...)`` given conditions ``(cells, columns)`` and features; given totals stay."""
         uniform = generators.uniform(*self.library_size.shape)  # drawn for given totals, too: later draws stay the same
-        if isinstance(library_size, np.ndarray):
+        if library_size is not None:
             return torch.tensor(library_size, device=features.device)
-        return self.library_size.draw(library_size, condition, features, uniform, start=start)
+        return self.library_size.draw(condition, features, uniform)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals of cells ``x (cells, genes)``: their own, ``(cells, 1)``, whatever ``z``.

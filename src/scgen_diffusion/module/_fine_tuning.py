@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from scgen_diffusion.nn import ConditionEmbedding, encodings_of, extended_state, row_masks
 
-from ._library_size import LibrarySizeModel
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -62,7 +60,7 @@ def copy_reference(
     recode
         Turns codes ``(n, columns)`` of the reference into codes of the module.
     trainable
-        Part to train. The groups of library sizes stay whatever the new cells are if the network does.
+        Part to train.
     with_perturbation_flow
         Whether to copy the perturbation flow, too.
     """
@@ -74,12 +72,6 @@ def copy_reference(
         if isinstance(part, ConditionEmbedding):
             extended = extended_state(part, reference.get_submodule(name), learned)
             state |= {f"{name}.{tensor}": value for tensor, value in extended.items()}
-        elif isinstance(part, LibrarySizeModel):
-            codes = recode(state[f"{name}.codes"])
-            # without conditions there is only the group of all cells, which new cells make anew
-            of_all = (codes < 0).all(1) & (codes.shape[1] > 0)
-            n_kept = of_all.sum() if trainable in ("network", "all") else torch.tensor(len(codes))
-            state |= {f"{name}.codes": codes, f"{name}.n_kept": n_kept}
     if reference.condition_effects is not None:
         state |= _state_of_later_effects(module, reference.condition_effects, learned)
     if with_perturbation_flow:
@@ -147,7 +139,8 @@ def trained_masks(
         Mask of the new classes or members, ``(values,)`` for each key.
     """
     network, _ = module.network_and_average
-    embeddings = [part for part in network.modules() if isinstance(part, ConditionEmbedding)]
+    parts = [*network.modules(), *module.library_size.modules()]
+    embeddings = [part for part in parts if isinstance(part, ConditionEmbedding)]
     if trainable == "new_conditions":
         return {weight: mask for embed in embeddings for weight, mask in row_masks(embed, new).items()}
     if trainable == "conditions":
@@ -155,6 +148,5 @@ def trained_masks(
         tables = [table for embed in embeddings for table in embed.tables[:n_keys]]
         return dict.fromkeys(parameter for table in tables for parameter in table.parameters())
     if trainable == "network":
-        return dict.fromkeys(network.parameters())
-    of_totals = {*module.library_size.parameters()}  # the groups that the new cells lack describe what these predict
-    return dict.fromkeys(parameter for parameter in module.parameters() if parameter not in of_totals)
+        return dict.fromkeys([*network.parameters(), *module.library_size.parameters()])
+    return dict.fromkeys(module.parameters())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput, auto_move_data
 
-from scgen_diffusion.nn import GeneDiT, GeneMLP, GeneUNet
+from scgen_diffusion.nn import GeneDiT, GeneMLP, GeneUNet, total_counts
 
 from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import Path
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionSpec, InputValues
 
     from ._architecture import GeneSpaceArchitecture
     from ._library_size import LibrarySizeModel
@@ -48,8 +49,8 @@ class GeneSpaceModule(ConditionedModule):
 
     loss_judges_cells: ClassVar[bool] = True
     """Whether a validation loss that rises means worse cells."""
-    predicts_totals: bool = False
-    """Whether total counts are predicted from profiles, after these are generated."""
+    input_values: InputValues = "counts"
+    """Kind of values that cells have."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class GeneSpaceModule(ConditionedModule):
     def generative(
         self, data: Tensor, t: Tensor, condition: Tensor, *, averaged: bool = False, **drawn: Tensor
     ) -> dict[str, Tensor]:
-        """Return each cell's error ``(cells,)`` in predicting the target from noised data.
+        """Return each cell's error ``(cells,)`` in predicting the target from noised data, and its conditions.
 
         Parameters
         ----------
@@ -133,7 +134,7 @@ class GeneSpaceModule(ConditionedModule):
             What else :meth:`draw_for_training` returns.
         """
         network = self.averaged_network.module if averaged else self.network
-        return {"error": network.loss(data, t=t, condition=condition, **drawn)}
+        return {"error": network.loss(data, t=t, condition=condition, **drawn), "condition": condition}
 
     def loss(
         self,
@@ -141,10 +142,20 @@ class GeneSpaceModule(ConditionedModule):
         inference_outputs: Mapping[str, Tensor],
         generative_outputs: Mapping[str, Tensor],
     ) -> LossOutput:
-        """Return the mean error of the target."""
+        """Return the mean error of the target, plus the loss of the total counts if there are any."""
         error = generative_outputs["error"]
-        loss = error.mean()
-        return LossOutput(loss=loss, extra_metrics={"denoising_loss": loss}, n_obs_minibatch=len(error))
+        losses = {"denoising_loss": error.mean()}
+        if self.input_values == "counts":
+            log_totals = total_counts(tensors[REGISTRY_KEYS.X_KEY])[:, 0].log()
+            features = self.total_features(inference_outputs)
+            losses["library_size_loss"] = self.library_size.loss(
+                generative_outputs["condition"], features, log_totals
+            ).mean()
+        return LossOutput(loss=sum(losses.values()), extra_metrics=losses, n_obs_minibatch=len(error))
+
+    def total_features(self, inference_outputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what total counts follow from besides the condition, ``(cells, features)``: nothing."""
+        return inference_outputs["data"][:, :0]
 
 
 def build_backbone(

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
     from ._architecture import MoleculeArchitecture
     from ._conditioned import TensorMap
-    from ._library_size import LibrarySizeKind
 
 FEATURE_SUM = 1000.0  # total counts of the profile that the backbone sees
 UNSEEN = 20.0  # molecules added to the seen ones, so that the first molecules do not look like the whole cell
 TIME_SCALE = 1000.0  # the backbones' time embedding is made for timesteps from 0 to 999
 INITIAL_LOG_THETA = 1.5
 LOG_THETA_RANGE = (-4.0, 8.0)
+USUAL = (0.01, 0.99)  # levels of the totals that the network has seen under a condition
 HIDDEN_GENES = 0.1  # share of genes whose molecules the backbone does not see in training: it overfits less
 
 # --- network ----------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class MoleculeModule(GeneSpaceModule):
         self, n_input: int, conditions: Sequence[ConditionSpec] = (), *, architecture: MoleculeArchitecture
     ) -> None:
         backbone = build_backbone(n_input, [*conditions, Number()], architecture, MoleculeNetwork.n_outputs)
-        network, library_size = MoleculeNetwork(backbone, n_input), LibrarySizeModel(conditions, 1)
+        network, library_size = MoleculeNetwork(backbone, n_input), LibrarySizeModel(conditions, 0)
         super().__init__(n_input, conditions, network, library_size, architecture)
 
     def start_from(self, batches: Iterable[Tensor]) -> None:
@@ -234,26 +234,26 @@ class MoleculeModule(GeneSpaceModule):
     def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
         """Return the denoiser for ``condition (cells, columns)`` and guidance.
 
-        Totals that no training cell of the condition has look to the network like its usual low or high ones. Otherwise
-        it would believe the total, and make cells of another condition.
+        Totals that hardly any training cell of the condition has look to the network like its low or high ones.
+        Otherwise it would believe the total, and make cells of another condition.
         """
         guided = GuidedField(self.averaged_network, condition, self.condition_columns, guidance)
-        least, low, high, largest = self.library_size.bounds(condition)
+        known = self.condition_columns.keep(condition, guidance.keys)
+        levels = torch.tensor(USUAL, device=known.device)[:, None].expand(-1, len(known))
+        low, high = (self.library_size.draw(known, known[:, :0], level) for level in levels)
 
         def field(x_t: Tensor, t: Tensor) -> Tensor:
             total = x_t.sum(1)
-            shown = torch.where(total < least, low, torch.where(total > largest, high, total))
+            shown = total.clamp(low, high)
             masked = x_t[:, -1] + shown - total  # may be negative: the network reads only the sum
             log_p, log_theta = guided(torch.cat([x_t[:, :-1], masked[:, None]], dim=1), t).unbind(1)
             return torch.stack([log_p, log_theta.clamp(min=LOG_THETA_RANGE[0])], dim=1)  # guidance may leave the range
 
         return Denoiser(field, self.path)
 
-    def initial_states(
-        self, condition: Tensor, generators: Generators, library_size: LibrarySizeKind | np.ndarray
-    ) -> Tensor:
+    def initial_states(self, condition: Tensor, generators: Generators, library_size: np.ndarray | None) -> Tensor:
         """Return cells with all molecules masked, ``(cells, genes + 1)``."""
-        totals = self.draw_totals(library_size, condition, condition, generators).round()
+        totals = self.draw_totals(library_size, generators, condition, condition[:, :0]).round()
         return with_masked(totals.new_zeros(len(totals), self.n_input), totals)
 
     def cells_of(self, states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import ConditionSpec
 
     from ._architecture import SCLDMArchitecture
-    from ._library_size import LibrarySizeKind
     from ._likelihoods import Likelihood
 
 LARGE_PANEL = 500
@@ -208,19 +207,12 @@ class MultimodalModule(SCLDMModule):
         return self.totals(x).log().masked_fill(~self.has(x), torch.nan)
 
     def draw_totals(
-        self,
-        library_size: LibrarySizeKind | np.ndarray,
-        condition: Tensor,
-        features: Tensor,
-        generators: Generators,
-        start: Tensor | None = None,
+        self, library_size: np.ndarray | None, generators: Generators, condition: Tensor, features: Tensor
     ) -> Tensor:
         """Draw total counts ``(cells, modalities)``; given totals stay, except NaN."""
-        if isinstance(library_size, str):
-            return super().draw_totals(library_size, condition, features, generators, start)
-        kind, uniform = self.architecture.library_size, generators.uniform(*self.library_size.shape)
-        given = torch.from_numpy(library_size).to(uniform)
-        return self.library_size.draw(kind, condition, features, uniform, given, start)
+        uniform = generators.uniform(*self.library_size.shape)
+        given = None if library_size is None else torch.from_numpy(library_size).to(uniform)
+        return self.library_size.draw(condition, features, uniform, given)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals for decoding latents ``z`` of cells ``x``; totals of missing modalities are predicted.
@@ -242,18 +234,14 @@ class MultimodalModule(SCLDMModule):
         RuntimeError
             If a modality is missing and the network that predicts its total is not trained.
         """
-        noise = 0 if generators is None else generators.normal(len(self.modalities))
-        log_totals = self.log_totals(x)
-        if not self.library_size.can_predict:
-            if not log_totals.isnan().any():
-                return log_totals.exp()
+        totals = self.log_totals(x).exp()
+        level = torch.full_like(totals, 0.5) if generators is None else generators.uniform(*self.library_size.shape)
+        if not totals.isnan().any():
+            return totals
+        if not self.library_size.is_fitted:
             msg = "Some cells lack a modality, and its library size cannot be predicted yet; call train_prior() first."
             raise RuntimeError(msg)
-        for number in range(len(self.modalities)):  # later totals depend on earlier ones
-            mean, std = self.library_size.predict(z, log_totals)
-            predicted = (mean + std * noise)[:, number].clamp(min=0)
-            log_totals[:, number] = torch.where(log_totals[:, number].isnan(), predicted, log_totals[:, number])
-        return log_totals.exp()
+        return self.library_size.draw(self.null_condition.expand(len(z), -1), z, level, totals)
 
     def expected_values(self, x: Tensor, z: Tensor, library_sizes: Mapping[int, float | None]) -> list[Tensor]:
         """Decode some modalities of cells, without counting noise.

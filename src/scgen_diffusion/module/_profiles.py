@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scvi import REGISTRY_KEYS
-from scvi.module.base import LossOutput, auto_move_data
+from scvi.module.base import auto_move_data
 from torch import Tensor, nn
 
 from scgen_diffusion.diffusion import (
@@ -22,7 +21,7 @@ from scgen_diffusion.diffusion import (
     expand_time,
     spike_and_slab_mean,
 )
-from scgen_diffusion.nn import log_profile, total_counts
+from scgen_diffusion.nn import log_profile
 
 from ._gene_space import GeneSpaceModule, build_backbone
 from ._library_size import LibrarySizeModel
@@ -212,10 +211,12 @@ class ProfileModule(GeneSpaceModule):
         input_values: InputValues = "counts",
         architecture: ProfileArchitecture,
     ) -> None:
-        network, has_counts = build_network(n_input, conditions, architecture), input_values == "counts"
-        library_size = LibrarySizeModel(conditions, 2 * n_input if has_counts else 1)
+        network, library_size = (
+            build_network(n_input, conditions, architecture),
+            LibrarySizeModel(conditions, 2 * n_input),
+        )
         super().__init__(n_input, conditions, network, library_size, architecture)
-        self.input_values, self.predicts_totals = input_values, has_counts
+        self.input_values = input_values
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
         self.register_buffer("training_zeros", torch.tensor(float("nan")))
@@ -295,20 +296,9 @@ class ProfileModule(GeneSpaceModule):
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         return {"noise": noise, "t": self.path.draw_times(len(x), generator, x.device)}
 
-    def loss(
-        self,
-        tensors: Mapping[str, Tensor],
-        inference_outputs: Mapping[str, Tensor],
-        generative_outputs: Mapping[str, Tensor],
-    ) -> LossOutput:
-        """Return the mean error of the target, plus the loss of the library size predicted from profiles of counts."""
-        output = super().loss(tensors, inference_outputs, generative_outputs)
-        if not self.predicts_totals:
-            return output
-        log_totals = total_counts(tensors[REGISTRY_KEYS.X_KEY])[:, 0].log()
-        of_totals = self.library_size.loss(library_features(inference_outputs["profile"]), log_totals).mean()
-        losses = {**output.extra_metrics, "library_size_loss": of_totals}
-        return LossOutput(loss=output.loss + of_totals, extra_metrics=losses, n_obs_minibatch=output.n_obs_minibatch)
+    def total_features(self, inference_outputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what total counts follow from besides the condition: the profiles."""
+        return library_features(inference_outputs["profile"])
 
     # --- generation ---------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,6 @@
 from ._initialise import (
     add_absent_effects,
     correct_effects,
-    describe_predicted_profile_totals,
-    describe_predicted_totals,
     describe_totals,
     learn_later_effects,
     standardise_latents,

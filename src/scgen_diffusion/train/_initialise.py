@@ -11,8 +11,8 @@ from scvi import REGISTRY_KEYS
 from sklearn.decomposition import PCA
 
 from scgen_diffusion.data import evenly
-from scgen_diffusion.module import FEW_CELLS, expected_log_shares, library_features
-from scgen_diffusion.nn import classes_are_given, encodings_of, log_profile, total_counts
+from scgen_diffusion.module import FEW_CELLS, expected_log_shares
+from scgen_diffusion.nn import classes_are_given, encodings_of, total_counts
 
 from ._latents import ENCODED_AT_A_TIME
 from ._stage_data import ROWS_AT_A_TIME
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ._perturbation_stage import Bar
     from ._stage_data import TrainingCells
 
-N_TOTALS = 100_000  # drawn to describe the distribution of totals
 LATENTS_AT_A_TIME = 1 << 14
 MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from, or that training lacks
 MOST_COMPARED = 64  # combinations with training cells that show what those without seem to lack
@@ -221,28 +220,6 @@ def standardise_latents(module: SCLDMModule, cache: LatentCache, rows: np.ndarra
     module.standardise_latents(mean.float(), variance.sqrt().float())
 
 
-@torch.no_grad()
-def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> None:
-    """Store in the module the distribution of totals that its library-size head draws for some cells.
-
-    In small data it draws several for each cell: with few draws, many later ones would lie outside their range.
-    """
-    generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(rows), 1)
-
-    def drawn() -> Iterator[Tensor]:
-        for part in cache.parts(rows, max(LATENTS_AT_A_TIME // n_draws, 1)):
-            mean, std, log_totals = (
-                part[name].to(module.device).repeat_interleave(n_draws, 0) for name in ("mean", "std", "log_total")
-            )
-            z = mean + std * torch.randn(mean.shape, generator=generator).to(module.device)
-            mean, std = (values.cpu() for values in module.library_size.predict(z, log_totals))
-            totals = mean + std * torch.randn(mean.shape, generator=generator)
-            yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
-
-    condition = cache.arrays["condition"].cpu()[rows].repeat_interleave(n_draws, 0)
-    module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition, n_draws)
-
-
 # --- models over all genes --------------------------------------------------------------------------------------------
 
 
@@ -264,27 +241,12 @@ def widen_limits(module: ProfileModule, cells: TrainingCells, indices: np.ndarra
 
 
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
-    """Store in the module the distribution of the total counts of some cells."""
-    totals = _gather((total_counts(x)[:, 0] for x in _expression(module, cells, rows)), len(rows))
-    module.library_size.fit(totals.log(), module.condition_tensor(cells.codes[rows]).cpu())
-
-
-@torch.no_grad()
-def describe_predicted_profile_totals(module: ProfileModule, cells: TrainingCells, rows: np.ndarray) -> None:
-    """Store in the module the distribution of totals that its library-size head draws for some cells.
-
-    In small data it draws several for each cell, as :func:`describe_predicted_totals` does.
-    """
-    generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(rows), 1)
-
-    def drawn() -> Iterator[Tensor]:
-        for x in _expression(module, cells, rows):
-            predicted = module.library_size.predict(library_features(log_profile(x, "counts")))
-            mean, std = (values.cpu().repeat_interleave(n_draws) for values in predicted)
-            yield mean + std * torch.randn(len(mean), generator=generator)
-
-    condition = module.condition_tensor(cells.codes[rows]).cpu().repeat_interleave(n_draws, 0)
-    module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition, n_draws)
+    """Store in the module the range and the scale of the total counts of some cells."""
+    totals, n_read = torch.empty(len(rows)), 0  # a list of small parts, made between large batches, fragments memory
+    for x in _expression(module, cells, rows):
+        totals[n_read : n_read + len(x)] = total_counts(x)[:, 0]
+        n_read += len(x)
+    module.library_size.fit(totals.log())
 
 
 def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> Iterator[Tensor]:
@@ -310,17 +272,3 @@ def _principal_axes(values: Iterable[Tensor], *, whiten: bool) -> Tensor:
         std = torch.from_numpy(pca.explained_variance_).sqrt()
         axes = (axes / std[:, None])[std > SMALLEST_STD]
     return axes.float()
-
-
-def _gather(parts: Iterable[Tensor], n_cells: int) -> Tensor:
-    """Copy consecutive parts of a tensor ``(cells, ...)`` to one that is allocated first.
-
-    A list of small parts, made between large batches, would fragment memory: 3 KB per cell.
-    """
-    whole, start = torch.zeros(0), 0
-    for part in parts:
-        if start == 0:
-            whole = part.new_empty((n_cells, *part.shape[1:]))
-        whole[start : start + len(part)] = part
-        start += len(part)
-    return whole

@@ -544,7 +544,8 @@ class PriorPlan(AveragingPlan):
         ).mean()
         if self.module.output_values != "counts":
             return {"loss": velocity_loss, "velocity_loss": velocity_loss}
-        library_loss = self.module.library_size.loss(z, batch["log_total"]).mean()
+        condition = self.module.drop_conditions(batch["condition"], drop_probability, generator)
+        library_loss = self.module.library_size.loss(condition, z, batch["log_total"]).mean()
         total = velocity_loss + library_loss
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
 
@@ -600,7 +601,7 @@ class DiffusionPlan(AveragingPlan):
         loadings, dispersions = self.module.gene_loadings(), self.module.dispersions()
         special = {id(parameter) for parameter in (*loadings, *dispersions)}
         others = [p for p in self.module.network.parameters() if id(p) not in special]
-        head = self.module.library_size.head.parameters() if self.module.predicts_totals else ()
+        head = self.module.library_size.parameters() if self.module.input_values == "counts" else ()
         rate = self.recipe.learning_rate * self.recipe.dispersion_learning_rate_factor
         return [
             {"params": others},
