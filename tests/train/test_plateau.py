@@ -105,7 +105,7 @@ def test_the_kl_weight_rises_and_then_outliers_begin_to_count(train):
     model = train(None, callbacks=[Note()], recipe={"kl_warm_up": 0.1})
 
     assert weights == pytest.approx([0, 1 / 3, 2 / 3, *[1] * 27])
-    assert outlier_weights == [0, 0, 0, 0, *[1] * 26]
+    assert outlier_weights == [0, 0, 0, *[1] * 27]
     model.train_autoencoder(max_steps=1, batch_size=16, accelerator="cpu", enable_progress_bar=False)
     assert model.module.likelihood.outliers.responsibility_weight == 1
 

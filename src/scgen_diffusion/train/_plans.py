@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
-OUTLIERS_COUNT_FROM = 0.13  # share of the steps
+OUTLIERS_COUNT_FROM = 0.1  # share of the steps
 MOST_FALLS = 2  # of the learning rate; a further plateau ends training
 CHANGE_TRAINING = (  # options of Lightning's trainer
     *("limit_train_batches", "max_steps", "accumulate_grad_batches"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 REFERENCE_CELLS = 2000  # for which `reference_steps` are given
 PRIOR_CELLS = 10_000  # the regularisation of gene loadings counts as much as these
-ENOUGH_FEATURES = 2000  # fewer say less about a cell
+ENOUGH_FEATURES = 1200  # fewer say less about a cell
 USUAL_PATIENCE = 5  # of about 100 validations
 RATE_AFTER_PLATEAU = 0.3  # relative to the rate before
 SHARES = ("warm_up", "kl_warm_up", "min_kept_fraction", "drop_probability")  # options from 0 to 1
@@ -112,10 +112,10 @@ class AutoencoderRecipe(Recipe):
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     gradient_clip: float = 100.0
-    reference_steps: int = 1800
+    reference_steps: int = 2400
     patience: int | None = USUAL_PATIENCE
     kl_weight: float = 0.6
-    kl_warm_up: float = 0.11
+    kl_warm_up: float = 0.083
     min_kept_fraction: float = 0.125
     loading_weight_decay: float = 3.75
     effect_weight_decay: float = 0.3
@@ -126,7 +126,7 @@ class AutoencoderRecipe(Recipe):
         r"""Return the recipe for ``n_cells`` training cells whose modalities have ``n_features`` features.
 
         Weight decay of the gene loadings and thinning weigh as :func:`prior_share` says. The KL weight is multiplied by
-        :math:`\sqrt{d / 2000}` for :math:`d < 2000` features, the mean over modalities: few features explain little of
+        :math:`\sqrt{d / 1200}` for :math:`d < 1200` features, the mean over modalities: few features explain little of
         a cell, and with the whole weight the latent would forget what they share.
         """
         share = prior_share(n_cells)
