@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.generation import LackingChanges
+from scgen_diffusion.generation import Corrections
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.model._training_pairs import TrainingPairs
 
@@ -51,7 +51,7 @@ def test_changes_that_the_decoder_misses_are_added(make_cells, make_trained, mon
 
     What new combinations lack besides is left out, since it would hide whether groups of training cells tell of it.
     """
-    monkeypatch.setattr(LackingChanges, "of_supports", lambda *_: None)
+    monkeypatch.setattr(Corrections, "of_supports", lambda *_: None)
     cells = make_cells(400)
     cells.obs["treated"] = np.arange(400) % 2 == 1
     cells.X[cells.obs["treated"], 0] += 10

@@ -69,7 +69,7 @@ def fit_shift(flow, shifts, centres):
     n = len(centres)
     perturbed = torch.tensor([[0.0, 1.0]]).expand(n, -1)
     given = centres, shifts, torch.full((n,), 1e-6), torch.eye(2), perturbed
-    flow.add_shift(n).fit([centre[None] for centre in centres], *given)
+    flow.add_shift(n).fit(*given)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,6 @@
 from ._generator import CellGenerator
 from ._request import CellRequest, Counterfactual, SamplingOptions, check_batch_size, describe_condition
 from ._rows import check_finite, rows_of
-from ._support import LackingChanges, MeanChange, PerturbedGroups, Support, support_columns
+from ._support import Corrections, MeanChange, PerturbedGroups, Support, support_columns
 
 __all__ = ["CellGenerator", "CellRequest", "Counterfactual", "SamplingOptions"]

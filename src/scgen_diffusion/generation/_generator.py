@@ -20,7 +20,7 @@ from scgen_diffusion.diffusion import Generators, Guidance, block_size, check_sa
 from ._library_sizes import resolve_library_size
 from ._request import SamplingOptions, check_batch_size, describe_sampler
 from ._rows import check_finite, rows_of
-from ._support import LackingChanges, PerturbedGroups, combination_codes, judge, sum_profiles, support_columns
+from ._support import Corrections, PerturbedGroups, combination_codes, judge, sum_profiles, support_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -212,7 +212,7 @@ class CellGenerator:
         are_new &= ~self.conditions.are_unseen(np.where(perturbs, control, combined))
         return np.where(are_new[:, None] & perturbs, control, codes)
 
-    def supports(self, request: CellRequest) -> tuple[dict[str, Any], LackingChanges | None] | None:
+    def supports(self, request: CellRequest) -> tuple[dict[str, Any], Corrections | None] | None:
         """Judge the combinations that the flow makes of generated control cells, from some of these, if any.
 
         With the columns of a table come the changes that the decoder lacks. The control cells of a combination are
@@ -240,7 +240,7 @@ class CellGenerator:
         supports = judge(self.module, self.conditions, cells, groups.codes, starts=given, learned=self.learned)
         n_cells = np.array([sizes[own].sum() for own in rows])
         columns = support_columns(self.conditions, groups.codes, n_cells, supports)
-        return columns, LackingChanges.of_supports(groups.codes, supports)
+        return columns, Corrections.of_supports(groups.codes, supports)
 
     # --- blocks of cells --------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Guidance, Inversion, Sampler
     from scgen_diffusion.nn import InputValues
 
-    from ._support import LackingChanges
+    from ._support import Corrections
 
 DEFAULT_BATCH_SIZE = 2048
 LONGEST_LIST = 1000  # largest length of a list in provenance
@@ -70,7 +70,7 @@ class CellRequest:
     sampling: SamplingOptions
     library_size: Any
     seed: int
-    lacking: LackingChanges | None = None
+    lacking: Corrections | None = None
 
     @property
     def n_cells(self) -> int:
@@ -110,7 +110,7 @@ class Counterfactual:
     library_size: Any
     seed: int
     group: np.ndarray | None = None
-    lacking: LackingChanges | None = None
+    lacking: Corrections | None = None
 
 
 def check_batch_size(batch_size: int | None) -> int:

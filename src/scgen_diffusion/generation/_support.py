@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import OPEN, evenly, mark_occurring
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
-from scgen_diffusion.perturbation import ProfileSums, variance_of_sums
+from scgen_diffusion.perturbation import Changes, ProfileSums, variance_of_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,60 +23,58 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import Conditions
     from scgen_diffusion.module import SCLDMModule
     from scgen_diffusion.nn import InputValues
-    from scgen_diffusion.perturbation import Suggestion
 
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
-NUMBERS = ("misfit", "explained", "n_contexts", "decoded")  # columns of the table that say why
-COLUMNS = ("combination", "n_cells", "strength", "support", *NUMBERS)  # beside the conditions
+LEAST_SUPPORTED, LEAST_KNOWN = 0.8, 0.5  # share of the variance of an effect that is explained
+NUMBERS = ("explained", "misfit", "strength", "n_changed")  # columns of the table
+COLUMNS = ("combination", "n_cells", "support", *NUMBERS)  # beside the conditions
 COVERAGE = 0.9  # of intervals
-FEWEST_CELLS = 5  # that are judged by their mean expression
-SMALLEST = 1e-9  # change
-FEWEST_OF_INTERVAL = 2  # cells, whose spread is known
 MOST_CELLS = 200  # of a combination that the support is about
 MOST_COMBINATIONS = 1000  # of a request; more are not judged
-STRANGE, UNLIKE = 0.1, 0.5  # misfit of control cells beyond those of training, in nats per molecule
-LEAST_EXPLAINED = 0.5  # share of the variance of an effect that groups must explain to be of use
-LEAST_LEFT_OUT = 2  # groups that the others explain, to learn how wrong predictions are
-LEAST_ANSWER = 0.5  # share of the change that the groups suggest
+LATER = 0.5  # misfit of generated cells of a class that came with fine-tuning, whose real cells are not at hand
+NO_SURPRISE = 2.0  # times the expected square of a difference between decoder and process
+SMALLEST = 1e-9
 DECODED_CELLS = 64  # of a combination, whose mean change is decoded
 
 
 class Support(NamedTuple):
-    """What is known about a combination of conditions: a code, and the numbers that it follows from.
+    """What is known about the effect on a combination of conditions.
 
     Attributes
     ----------
-    code
-        ``"supported"``, ``"extrapolated"`` or ``"unknown"``.
+    explained
+        Share of the variance of the effect that cells seen perturbed explain, times the likelihood of a molecule of the
+        control cells relative to those of training.
     misfit
         How much worse the model explains the mean expression of the control cells than that of training cells, in nats
         per molecule; NaN for generated ones.
-    explained
-        Share of the variance of the effect that cells seen perturbed explain.
-    n_contexts
-        Number of contexts, such as cell types, in which similar perturbations were seen.
-    decoded
-        Share of the change that cells seen perturbed suggest that the decoder shows.
-    variance
-        Variance of the expected shift.
-    weights
-        Weights of the groups with known errors in the change that they suggest, ``(groups,)``.
+    strength
+        Root mean square of the expected changes of genes.
+    n_changed
+        Number of genes whose change is not zero, by the interval of the true mean.
+    expected
+        Expected mean changes of genes, and the variances of their errors.
     lacking
-        Changes ``(genes,)`` to add to what the decoder shows; None: none.
+        What the decoder lacks of these changes, ``(genes,)``; None: they are not corrected.
     """
 
-    code: str
-    misfit: float
     explained: float
-    n_contexts: int
-    decoded: float
-    variance: float
-    weights: Tensor
+    misfit: float
+    strength: float
+    n_changed: int
+    expected: Changes
     lacking: Tensor | None
+
+    @property
+    def code(self) -> str:
+        """The support in a word."""
+        if self.explained < LEAST_KNOWN:
+            return UNKNOWN
+        return EXTRAPOLATED if self.explained < LEAST_SUPPORTED else SUPPORTED
 
 
 @dataclass(frozen=True)
-class LackingChanges:
+class Corrections:
     """Changes of log-normalised means that the decoder lacks, by combination.
 
     Parameters
@@ -90,7 +89,7 @@ class LackingChanges:
     changes: Tensor
 
     @classmethod
-    def of_supports(cls, codes: np.ndarray, supports: Sequence[Support]) -> LackingChanges | None:
+    def of_supports(cls, codes: np.ndarray, supports: Sequence[Support]) -> Corrections | None:
         """Gather the changes of the combinations ``codes``; None if there are none."""
         which = [number for number, support in enumerate(supports) if support.lacking is not None]
         which.sort(key=lambda number: (codes[number] == OPEN).sum())  # the first that fits a cell says most of it
@@ -156,124 +155,59 @@ def judge(
         explains the cells that it generates, but they may be unlike real ones if it never learned their class.
     """
     flow: Any = module.perturbation_flow
-    shift = flow.shift
     condition = module.condition_tensor(codes)
-    related = shift.related(condition).cpu().numpy()
-    are_new = shift.are_new(condition).tolist()
-    explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0].tolist()
-    perturbs = flow.perturbs.cpu().numpy()
-    from_embeddings = shift.explained_by_others() if any(are_new) else 0.0  # share of the effects that were seen
-    is_context = _context_columns(conditions, perturbs)
-    perturbed = shift.perturbations.double().cpu().numpy()
-    contexts, wanted_contexts = (np.where(is_context, of, OPEN) for of in (perturbed, codes))
-    least = float(np.mean(explained)) if explained else 0.0  # no prediction is surer than these were on average
-    came_later = np.zeros(len(codes), dtype=bool)
+    misfit = np.full(len(codes), np.nan) if misfits is None else np.array(misfits) - float(flow.changes.misfit)
+    worse = np.clip(np.nan_to_num(misfit), 0, None)
     if learned is not None:
-        came_later = _came_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
-    corrects = flow.missed is not None
-    suggestions = [shift.suggest(flow.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
-    answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, suggestions)
-    were_seen = shift.have_groups(condition, torch.from_numpy(perturbs | is_context)).tolist()
+        is_context = _context_columns(conditions, flow.perturbs.cpu().numpy())
+        known = np.concatenate([learned, flow.shift.perturbations.double().cpu().numpy()])
+        worse[_came_later(conditions, known, np.where(is_context, codes, OPEN))] = LATER
     supports = []
-    for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
-        seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
-        in_own_context = bool(((seen == wanted) | (wanted == OPEN)).all(1).any())
-        misfit = float("nan") if misfits is None else misfits[number] - float(flow.error.misfit)
-        n_cells, is_new = len(cells[number]), are_new[number]
-        is_unknown = (
-            prior <= 0  # such as a drug at the dose of control cells
-            or n_cells < FEWEST_OF_INTERVAL
-            or misfit > (STRANGE if n_cells < FEWEST_CELLS else UNLIKE)
-            or variance > (1 - LEAST_EXPLAINED) * prior
-            or (is_new and from_embeddings < LEAST_EXPLAINED)
-            or len(seen) == 0
-            or (len(seen) == 1 and not in_own_context)  # then it is not known how effects differ between contexts
-        )
-        is_extrapolated = (
-            misfit > STRANGE
-            or came_later[number]
-            or is_new
-            or len(explained) < LEAST_LEFT_OUT
-            or variance > max(explained)
-            or answers[number] < LEAST_ANSWER
-        )
+    for number, x in enumerate(cells):
+        told, explained = flow.known_changes(x.mean(0, keepdim=True), condition[[number]])
+        expected = Changes(*(values[0] for values in told))
         lacking = None
-        if corrects and not were_seen[number]:
+        if flow.missed is not None and explained >= LEAST_KNOWN:
             start = None if starts is None else starts[number]
-            lacking = _lacking(module, cells[number], start, condition[number], suggestions[number])
-        supports.append(
-            Support(
-                code=UNKNOWN if is_unknown else EXTRAPOLATED if is_extrapolated else SUPPORTED,
-                misfit=misfit,
-                explained=1 - variance / prior if prior > 0 else 0.0,
-                n_contexts=len(seen),
-                decoded=answers[number],
-                variance=max(variance, least),
-                weights=suggestions[number].weights,
-                lacking=lacking,
-            )
-        )
+            difference = expected.mean - _decoded_change(module, x, start, condition[number])
+            allowed = NO_SURPRISE * expected.variance.nansum() / difference.square().sum().clamp(min=SMALLEST)
+            lacking = ((1 - allowed) * difference).float() if allowed < 1 else None
+        share = float(explained) * np.exp(-worse[number])
+        strength = float(expected.mean.square().mean().sqrt())
+        n_changed = int((expected.mean.abs() > _quantile(flow) * expected.variance.sqrt()).sum())
+        supports.append(Support(share, float(misfit[number]), strength, n_changed, expected, lacking))
     return supports
 
 
-def _answers(
-    module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor, suggestions: Sequence[Suggestion]
-) -> list[float]:
-    """Return which share of the change that the groups suggest for each set of cells is decoded: the slope over genes.
+def _decoded_change(module: SCLDMModule, x: Tensor, start: Tensor | None, condition: Tensor) -> Tensor:
+    """Return the mean change of genes that flow and decoder show of cells ``x (cells, size)``, ``(genes,)``.
 
-    The latent may be moved rightly, and the decoder, which never saw such cells perturbed, hardly show it.
+    Generated cells show the effects of their conditions, too: first those of ``start (cells, columns)``.
     """
     flow: Any = module.perturbation_flow
-    shift, groups = flow.shift, flow.error.groups
-
-    def decoded_change(x: Tensor, condition: Tensor) -> Tensor:
-        states = x.view(-1, *module.latent_shape)
-        return module.profiles_of(states + shift(states, condition)) - module.profiles_of(states)
-
-    of_groups = decoded_change(shift.centres[groups], shift.perturbations[groups]).double()
-    found = []
-    for x, wanted, suggestion in zip(cells, condition, suggestions, strict=True):
-        change = decoded_change(x.mean(0, keepdim=True), wanted[None])
-        suggested = suggestion.weights @ of_groups
-        found.append(float(change[0].double() @ suggested / suggested.square().sum().clamp(min=SMALLEST)))
-    return found
-
-
-def _lacking(
-    module: SCLDMModule, x: Tensor, start: Tensor | None, condition: Tensor, suggestion: Suggestion
-) -> Tensor | None:
-    """Return changes ``(genes,)`` to add to what the decoder shows; None: none.
-
-    The latent may be moved rightly, and a decoder that never saw such cells perturbed show something else than the
-    change that the groups suggest. See :meth:`ChangeError.share`.
-    """
-    flow: Any = module.perturbation_flow
-    missed, error = flow.missed, flow.error
-    if suggestion.variance > (1 - LEAST_EXPLAINED) * suggestion.prior:  # the groups with known errors suggest nothing
-        return None
     chosen = evenly(np.arange(len(x)), DECODED_CELLS)
     states = x[chosen].view(-1, *module.latent_shape)
     wanted = condition.expand(len(states), -1)
     moved = flow.move(states, wanted, sampler=FLOW_SAMPLERS["midpoint"])
-    totals = missed.depth.expand(len(states), 1)
-
     before = after = None
-    if start is not None:  # generated cells show the effects of their conditions too
+    if start is not None:
         before = start[chosen]
         after = torch.where(flow.perturbs, condition, before)
+    missed, totals = flow.missed, flow.missed.depth.expand(len(states), 1)
 
     def decode(states: Tensor, shown: Tensor | None) -> Tensor:
         decoded = module.decode(module.unstandardise(states), totals, shown)
         return missed.log_normalised(module.likelihood.mean(**decoded)).mean(0)
 
     change = decode(moved, after) - decode(states, before)
-    if start is None:
-        change = change + missed(flow.shift.covariance_with_groups(states, wanted), len(change)).mean(0)
-    suggested = suggestion.weights @ error.changes.double()
-    sampling = float(flow.shift.noise_of(error.groups, suggestion.weights))
-    departure = torch.where(error.are_known, change - suggested, 0)
-    share = error.share(max(suggestion.variance - sampling, 0.0), sampling, departure)
-    return ((share - 1) * departure).float() if share < 1 else None
+    if start is not None:
+        return change
+    return change + missed(flow.shift.covariance_with_groups(states, wanted), len(change)).mean(0)
+
+
+def _quantile(flow: Any) -> float:
+    """Return half the width of intervals in standard deviations, which so many groups tell."""
+    return float(stdtrit(len(flow.changes.groups) + 1, (1 + COVERAGE) / 2))
 
 
 def _came_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -391,16 +325,15 @@ class PerturbedGroups:
 
     @torch.inference_mode()
     def changes(self, sums: np.ndarray, supports: Sequence[Support]) -> list[MeanChange]:
-        """Return the mean changes of each group from its sums ``(groups, 5, genes)`` of :func:`sum_profiles`."""
+        """Return the mean changes of each group from its sums ``(groups, 4, genes)`` of :func:`sum_profiles`."""
         flow: Any = self.module.perturbation_flow
-        error, found = flow.error, []
+        found = []
         for number, support in enumerate(supports):
-            n, control, predicted, squares, _ = torch.from_numpy(sums[number])
+            n, control, predicted, squares = torch.from_numpy(sums[number])
             change = (predicted - control) / n
             noise = 2 * variance_of_sums(n, predicted, squares) / n  # of these cells, and of as many measured ones
-            suggested = (support.weights @ error.changes.to(support.weights)).cpu()
-            shown = change if support.lacking is None else change - support.lacking.cpu()  # by the decoder alone
-            half = error.half_width(support.variance, change, shown - suggested, noise, COVERAGE)
+            mean, variance = (values.cpu() for values in support.expected)
+            half = _quantile(flow) * (variance + (change - mean).square() / 2 + noise).sqrt()
             found.append(MeanChange(*(values.numpy() for values in (change, change - half, change + half))))
         return found
 
@@ -416,7 +349,6 @@ def sum_profiles(
     before = module.profiles(x, module.input_values).double()
     after = module.profiles(predicted, output).double() * measured
     zeros = measured.new_zeros(len(numbers), x.shape[1])
-    difference = after - before * measured
-    summed = (measured, before, after, after.square(), difference.square())
+    summed = (measured, before, after, after.square())
     sums = [zeros.index_add(0, index, values) for values in summed]
     return ProfileSums(numbers, torch.stack(sums, dim=1).cpu().numpy())

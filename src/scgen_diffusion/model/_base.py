@@ -726,8 +726,7 @@ class DiffusionModel(BaseModelClass):
             You can ask for combinations that training never saw if you give every key. If a perturbation is new for
             such cells, but their controls are not, an SCLDM with a flow generates control cells and moves them, as
             :meth:`predict_perturbation` does. The table ``uns["scgen_diffusion"]["support"]`` then says how far these
-            cells can be trusted, and a warning if they cannot. It has the columns of :meth:`predict_perturbation`,
-            without ``strength``.
+            cells can be trusted, and a warning if they cannot. It has the columns of :meth:`predict_perturbation`.
         guidance_scale
             1: conditional; 0: unconditional; larger: more typical of the condition and less diverse, and far above 5
             unlike real cells; negative: away from the condition. One number, or a mapping from keys to numbers. See the
@@ -932,17 +931,21 @@ class DiffusionModel(BaseModelClass):
             ``uns["scgen_diffusion"]`` records how the cells were made. With the perturbation flow, it says how far
             the prediction can be trusted, in two tables:
 
-            - ``"support"``: one row per combination of conditions, at most 1 000. ``support`` is ``"supported"``,
-              ``"extrapolated"`` or ``"unknown"``, by the numbers in ``misfit``, ``explained``, ``n_contexts`` and
-              ``decoded``. See the user guide, "Can I trust this prediction?". The conditions are columns, as in `obs`,
-              unless they are named like another column, and ``n_cells`` counts the cells. ``strength`` is the root mean
-              square of the mean changes, without sampling noise.
+            - ``"support"``: one row per combination of conditions, at most 1 000. The conditions are columns, as in
+              `obs`, unless they are named like another column, and ``n_cells`` counts the cells. ``explained`` is the
+              share of the variance of the effect that the cells seen perturbed explain, less if the model does not
+              know such control cells: ``misfit`` says how much worse it explains their mean expression than that of
+              training cells, in nats per molecule. From 0.8, ``support`` is ``"supported"``, from 0.5
+              ``"extrapolated"``, and else ``"unknown"``. See the user guide, "Can I trust this prediction?".
+              ``strength`` is the root mean square of the expected mean changes, and ``n_changed`` the number of genes
+              whose change is clear, by an interval of 90 % without sampling noise of the cells: next to none if the
+              perturbation does nothing.
             - ``"mean_change"``: one row per ``combination`` and ``gene``; the conditions are columns, too. ``change``
               is the mean of the predicted minus that of the given cells, in log-normalised expression. Of as many
               measured cells, 90 % of the genes should lie between ``lower`` and ``upper``, which are NaN for a single
-              cell, and if training had fewer than two groups of cells to learn the errors from. Of several modalities,
-              ``gene`` is such as ``"prot:CD4"``, and means are over the cells that have the modality. A modality that
-              no control, or no perturbed, training cell has gets no intervals (NaN).
+              cell, and if training had fewer than two groups of several cells to learn the errors from. Of several
+              modalities, ``gene`` is such as ``"prot:CD4"``, and means are over the cells that have the modality. A
+              modality that no control, or no perturbed, training cell has gets no intervals (NaN).
 
             MULTISCLDM returns MuData with all modalities.
 

@@ -28,15 +28,15 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
+    Corrections,
     Counterfactual,
-    LackingChanges,
     MeanChange,
     PerturbedGroups,
     check_batch_size,
     describe_condition,
     support_columns,
 )
-from scgen_diffusion.perturbation import ProfileSums, add_sums, strengths
+from scgen_diffusion.perturbation import ProfileSums, add_sums
 
 from ._generation import Job
 
@@ -192,7 +192,7 @@ class Prediction(Job):
             return torch.cat([*self.read(positions, len(positions))])
 
         groups, self.supports = self.groups, self.groups.supports(read)
-        self.request.lacking = LackingChanges.of_supports(groups.codes, self.supports)
+        self.request.lacking = Corrections.of_supports(groups.codes, self.supports)
         columns = support_columns(self.engine.conditions, groups.codes, groups.n_cells, self.supports)
         self.provenance["support"] = pd.DataFrame(columns)
 
@@ -247,7 +247,7 @@ class Prediction(Job):
         return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in keys if key in old}
 
     def mean_change(self, sums: ProfileSums) -> dict[str, pd.DataFrame]:
-        """Return the mean changes and the support with their strength, entries of ``uns``; none without sums."""
+        """Return the mean changes, an entry of ``uns``; none without sums."""
         if self.groups is None or not len(sums.numbers):
             return {}
         genes = self.genes
@@ -260,12 +260,10 @@ class Prediction(Job):
             "gene": pd.Categorical.from_codes(np.tile(gene, len(changes)), names),
             **columns,
         }
-        support = self.provenance["support"].copy()
-        end = support.columns.get_loc("n_cells")
-        given = [key for key in support.columns[1:end] if key not in table]
-        table |= {key: support[key].array.take(number) for key in given}
-        support.insert(end + 1, "strength", strengths(sums.values))
-        return {"support": support, "mean_change": drop_unused_categories(pd.DataFrame(table))}
+        support = self.provenance["support"]
+        keys = [key for key in support.columns[1 : support.columns.get_loc("n_cells")] if key not in table]
+        table |= {key: support[key].array.take(number) for key in keys}
+        return {"mean_change": drop_unused_categories(pd.DataFrame(table))}
 
 
 def control_cells(conditions: Conditions, source: GivenCells | CellFiles, condition: ConditionRequest) -> ControlCells:

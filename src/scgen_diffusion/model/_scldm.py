@@ -23,10 +23,10 @@ from scgen_diffusion.train import (
     add_absent_effects,
     cache_latents,
     correct_effects,
+    fit_changes,
     fit_missed,
     fit_shift,
     learn_later_effects,
-    measure_errors,
     standardise_latents,
     start_autoencoder,
 )
@@ -305,13 +305,13 @@ class SCLDM(AutoencoderModel):
                 flow = self.module.add_perturbation_flow()
             flow.start_from(torch.from_numpy(pairs.code).to(self.device))
             fit_shift(self.module, cache, pairs.groups)
-            measure_errors(self.module, self._cells, pairs.groups, run.bar)
             data = PairData(cache, pairs.groups, run.recipe, run.recipe.steps_per_epoch(len(self.train_indices_)))
             matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
             parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
             values = {key.name: key.decode(code)[0] for key, code in parts}
             depends_on = self._autoencoder_digest, sorted(control.items()), *matches
             self._fit(run, plan, data, *depends_on, control_values=values, match_keys=list(pairs.labels))
+            fit_changes(self.module, self._cells, pairs.groups, run.bar)
             fit_missed(self.module, self._cells, pairs.groups, run.bar)
         self._record_trained(*self.trained_stages_, "perturbation_flow")
         return plan

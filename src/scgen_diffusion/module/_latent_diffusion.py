@@ -160,8 +160,8 @@ class SCLDMModule(ConditionedModule):
             self.add_perturbation_flow()
         if (centres := state_dict.get("perturbation_flow.shift.centres")) is not None:
             self.perturbation_flow.add_shift(len(centres))
-        if (changes := state_dict.get("perturbation_flow.error.changes")) is not None:
-            self.perturbation_flow.add_error(*changes.shape)
+        if (weights := state_dict.get("perturbation_flow.changes.weights")) is not None:
+            self.perturbation_flow.add_changes(*weights.shape, len(state_dict["perturbation_flow.changes.signal"]))
         if (weights := state_dict.get("perturbation_flow.missed.weights")) is not None:
             self.perturbation_flow.missed = MissedChanges(*weights.shape).to(self.latent_mean.device)
         if (codes := state_dict.get("absent_effects.codes")) is not None:

@@ -1,10 +1,10 @@
-"""From control to perturbed cells: the flow, the expected mean change and its uncertainty."""
+"""From control to perturbed cells: the flow, the expected shift of latents, and mean changes of genes."""
 
-from ._change_error import ChangeError
-from ._expected_shift import ExpectedShift, Suggestion
+from ._expected_shift import ExpectedShift
 from ._flow import PerturbationFlow
+from ._gene_changes import Changes, GeneChanges
 from ._groups import PerturbationGroup, perturbation_groups
 from ._missed_changes import MissedChanges
-from ._sums import ProfileSums, add_sums, strengths, variance_of_sums
+from ._sums import ProfileSums, add_sums, variance_of_sums
 
-__all__ = ["ChangeError", "ExpectedShift", "MissedChanges", "PerturbationFlow"]
+__all__ = ["ExpectedShift", "GeneChanges", "MissedChanges", "PerturbationFlow"]

@@ -12,8 +12,8 @@ from torch.nn.functional import silu
 from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, diffusion_loss
 from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, encodings_of, null_condition
 
-from ._change_error import ChangeError
 from ._expected_shift import ExpectedShift
+from ._gene_changes import GeneChanges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.nn import ConditionSpec
 
+    from ._gene_changes import Changes
     from ._missed_changes import MissedChanges
 
 N_FLOWS = 4
@@ -88,7 +89,7 @@ class PerturbationFlow(nn.Module):
         size = latent_shape[0] * latent_shape[1]
         self.path, self.conditions, self.size = LinearInterpolant(), tuple(conditions), size
         self.shift: ExpectedShift | None = None
-        self.error: ChangeError | None = None
+        self.changes: GeneChanges | None = None
         self.missed: MissedChanges | None = None
         self.networks = nn.ModuleList(VelocityNetwork(size, conditions, width) for _ in range(N_FLOWS))
         self.register_buffer("null_condition", null_condition(conditions), persistent=False)
@@ -114,10 +115,22 @@ class PerturbationFlow(nn.Module):
         self.shift.to(self.control.device)
         return self.shift
 
-    def add_error(self, n_groups: int, n_genes: int) -> ChangeError:
-        """Add or replace the error of mean changes, to be learned from groups that are predicted from all others."""
-        self.error = ChangeError(n_groups, n_genes).to(self.control.device)
-        return self.error
+    def add_changes(self, n_groups: int, n_genes: int, n_patterns: int) -> GeneChanges:
+        """Add or replace the process of mean changes of genes, see :class:`GeneChanges`."""
+        self.changes = GeneChanges(n_groups, n_genes, n_patterns).to(self.control.device)
+        return self.changes
+
+    def known_changes(self, x: Tensor, codes: Tensor) -> tuple[Changes, Tensor]:
+        """Return what the groups tell about mean changes of genes of sets of control cells.
+
+        ``x (sets, size)`` are their mean latents, and ``codes (sets, columns)`` their conditions after the
+        perturbation. With the changes ``(sets, genes)`` comes which share of the variance they explain, ``(sets,)``.
+        """
+        shift: Any = self.shift
+        changes: Any = self.changes
+        *_, trust, scale = changes.kernel.tolist()
+        prior = shift.own_similarity(codes, trust) / scale
+        return changes(shift.kernel(changes.kernel, x, codes, changes.groups), prior)
 
     def unfit(self, own: Tensor, new: Tensor) -> Tensor:
         """Return which cells are perturbed already, or would change in other keys too, ``(n,)``.
@@ -177,6 +190,6 @@ class PerturbationFlow(nn.Module):
 
 
 def _renew_shift(flow: PerturbationFlow, keys: object = None) -> None:
-    """Give the expected shift the new control, as its own may be a copy, and forget the old inverse."""
+    """Give the expected shift the new control, as its own may be a copy."""
     if (shift := flow.shift) is not None:
-        shift.control, shift.perturbs, shift.inverse = flow.control, flow.perturbs, None
+        shift.control, shift.perturbs = flow.control, flow.perturbs

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class ProfileSums(NamedTuple):
-    """Sums over cells of some groups: their numbers ``(groups,)``, and for each gene ``(groups, 5, genes)``.
+    """Sums over cells of some groups: their numbers ``(groups,)``, and for each gene ``(groups, 4, genes)``.
 
-    The five are the number of cells whose gene was measured, the log-normalised expression of the control cells and of
-    their predictions, the square of the latter, and that of their difference.
+    The four are the number of cells whose gene was measured, the log-normalised expression of the control cells and of
+    their predictions, and the square of the latter.
     """
 
     numbers: np.ndarray
@@ -32,21 +32,6 @@ def add_sums(parts: Iterable[ProfileSums]) -> ProfileSums:
             total[number] = total[number] + values if number in total else values
     numbers = sorted(total)
     return ProfileSums(np.array(numbers, dtype=int), np.array([total[number] for number in numbers]))
-
-
-def strengths(sums: np.ndarray) -> np.ndarray:
-    """Return the root mean square of each group's mean changes over genes, ``(groups,)``, NaN for a single cell.
-
-    The sampling noise of the cells is taken off, so that groups of few cells do not seem to change most.
-    """
-    n, control, predicted, _, squares = sums.swapaxes(0, 1)
-    has_several = n > 1
-    n = np.where(has_several, n, np.nan)
-    change = (predicted - control) / n
-    noise = (squares / n - change**2) / (n - 1)
-    total = np.nansum(change**2 - noise, axis=1)
-    n_genes = has_several.sum(1)
-    return np.sqrt(np.clip(total / np.where(n_genes > 0, n_genes, np.nan), 0, None))
 
 
 def variance_of_sums(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:

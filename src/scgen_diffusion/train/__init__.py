@@ -14,9 +14,9 @@ from ._latents import LatentCache, LatentData, cache_latents
 from ._perturbation_stage import (
     Bar,
     PairData,
+    fit_changes,
     fit_missed,
     fit_shift,
-    measure_errors,
 )
 from ._plans import AutoencoderPlan, DiffusionPlan, PerturbationFlowPlan, PriorPlan, StagePlan
 from ._recipes import (

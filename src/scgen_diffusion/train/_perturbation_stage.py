@@ -1,9 +1,9 @@
-"""What the flow learns from control and perturbed cells: mean shifts, errors of predictions, batches of pairs."""
+"""What the flow learns from control and perturbed cells: mean shifts and changes, and batches of pairs."""
 
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 
 Bar: TypeAlias = "Callable[..., Iterable[Any]]"
 """Shows the progress of a loop, as :class:`tqdm.tqdm` does: its steps, what they do, and how many they are."""
-MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
-MOST_MEASURED = 100  # groups that are predicted from all others
-MOST_LEARNED = 500  # groups of which missed changes are learned
-MANY_ROWS = 10_000  # of which a few are drawn; otherwise all are shuffled
+MOST_CELLS = 200  # of a group that choose the axes, or whose changes are measured and predicted
+MOST_MEASURED = 500  # groups of which changes are measured and predicted
 MOVED_TOGETHER = 5  # groups, or a thousand cells
+MANY_ROWS = 10_000  # of which a few are drawn; otherwise all are shuffled
 MOST_DECODED = 2000  # cells from which latents are related to expression
 DECODED_TOGETHER = 128
 RIDGE = 1e-3  # relative to the variance of standardised latents
@@ -48,7 +47,7 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Perturba
     flow, generator = module.perturbation_flow, torch.Generator().manual_seed(0)
     of_group = [int(group.control[0]) for group in groups]
     sets = {first: group.control for first, group in zip(of_group, groups, strict=True)}  # equal ones are read once
-    drawn = {first: _draw_latents(module, cache, rows, generator) for first, rows in sets.items()}
+    drawn = [_draw_latents(module, cache, rows, generator) for rows in sets.values()]
     before = {first: _moments(module, cache, rows) for first, rows in sets.items()}
     after = [_moments(module, cache, group.perturbed) for group in groups]
     centres, perturbed = torch.stack([before[first][0] for first in of_group]), torch.stack([mean for mean, _ in after])
@@ -57,11 +56,10 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Perturba
     n_degrees = sum(len(rows) - 1 for rows in sets.values()) + int((n_perturbed - 1).sum())
     within = (squares / max(n_degrees, 1)).mean()
     flow.add_shift(len(groups)).fit(
-        [drawn[first] for first in of_group],
         centres,
         perturbed - centres,
         within / n_control + within / n_perturbed,
-        axes_of_expression(module, list(drawn.values())),
+        axes_of_expression(module, drawn),
         torch.stack([cache[group.perturbed[:1]]["condition"][0] for group in groups]).to(squares.device),
         control_variances=within / n_control,
         control_sets=torch.tensor(of_group),
@@ -109,50 +107,52 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
-    """Predict the mean changes of groups from all other groups, and store in the perturbation flow how wrong they are.
-
-    The expected shift predicts them alone, since the flow learns from all groups at once.
-    """
+def fit_changes(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
+    """Fit the mean changes of genes to groups of several cells, see :class:`GeneChanges`."""
     flow, shift = module.perturbation_flow, module.perturbation_flow.shift
-    clear = shift.left_out[:, 0].isfinite().tolist()
-    several = [min(len(group.control), len(group.perturbed)) > 1 for group in groups]
-    measured = evenly(np.flatnonzero(np.logical_and(clear, several)), MOST_MEASURED)
-    chosen = measured if len(measured) else evenly(np.arange(len(groups)), MOST_MEASURED)
-    errors, changes, noise, misfits, totals = [], [], [], [], []
-    read_controls = _controls_of(module, cells, groups)
-    left_out = zip(chosen, shift.weights_without(chosen), strict=True)
-    for number, weights in bar(left_out, "Measuring the errors", len(chosen)):
-        controls, posterior = read_controls(int(shift.control_sets[number]))
-        x = controls[0]
-        real = _read(module, cells, groups[number].perturbed)
-        condition = shift.perturbations[number].expand(len(x), -1)
+    several = [number for number, group in enumerate(groups) if min(len(group.control), len(group.perturbed)) > 1]
+    chosen = evenly(np.array(several, dtype=int), MOST_MEASURED)
+    if not len(chosen):
+        flow.add_changes(0, len(cells.var), 1)
+        return
+    read_controls, before, misfits, totals = _controls_of(module, cells, groups), {}, [], []
+    of_group, after = shift.control_sets[chosen].tolist(), []
+    for number, first in bar(zip(chosen, of_group, strict=True), "Measuring the changes", len(chosen)):
+        if first not in before:
+            (x,), posterior = read_controls(first)
+            z = posterior.draw(Generators(0, range(len(x)), module.device).normal(*module.latent_shape))
+            before[first] = _GeneMoments.of(module, x)
+            misfits.append(module.misfit(*module.observed_and_expected(x, z)))
+            totals.append(float(x.sum()))
+        after.append(_GeneMoments.of(module, _read(module, cells, groups[number].perturbed)))
+    measured = torch.stack([own.mean - before[first].mean for own, first in zip(after, of_group, strict=True)])
+    changes = flow.add_changes(*measured.shape, measured.isfinite().unique(dim=1).shape[1])
+    changes.groups.copy_(torch.from_numpy(chosen))
+    changes.misfit.fill_(np.average(misfits, weights=totals))
+    moments = [*before.values(), *after]
+    n_degrees = sum(own.n - 1 for own in moments)
+    n_perturbed = torch.tensor([own.n_cells for own in after], dtype=torch.double, device=module.device)
+    n_control = torch.tensor([before[first].n_cells for first in of_group], dtype=torch.double, device=module.device)
+    sets = shift.control_sets[chosen]
+    noise = (1 / n_perturbed).diag() + (sets[:, None] == sets) / n_control
+    variances = sum(own.squares for own in moments) / n_degrees.clamp(min=1)
+    changes.fit(measured, variances, noise, shift.kernels(changes.groups))
 
-        def move(states: Tensor, condition: Tensor = condition, weights: Tensor = weights) -> Tensor:
-            return states + shift(states, condition, weights)
 
-        z, predicted = _predict(module, controls, posterior, move)
-        before, after, observed = (
-            torch.where(module.measured(given), module.profiles(values, kind).double(), torch.nan)
-            for given, values, kind in (
-                (x, x, module.input_values),
-                (x, predicted, module.output_values),
-                (real, real, module.input_values),
-            )
-        )
-        changes.append(observed.nanmean(0) - before.nanmean(0))
-        errors.append(observed.nanmean(0) - after.nanmean(0))
-        noise.append(_variance_of_mean(after) + _variance_of_mean(observed))
-        misfits.append(module.misfit(*module.observed_and_expected(x, z)))
-        totals.append(float(x.sum()))
-    error = flow.add_error(len(measured), len(cells.var))
-    error.misfit.fill_(np.average(misfits, weights=totals))
-    if len(measured):
-        numbers = torch.from_numpy(measured)
-        of_errors, of_changes, of_noise = (torch.stack(values) for values in (errors, changes, noise))
-        error.fit(numbers, of_errors, of_changes, of_noise, shift.left_out[numbers, 0])
-        departures = shift.departures(numbers, of_changes.nan_to_num())
-        error.fit_departure(*departures, of_noise, shift.variances[numbers])
+class _GeneMoments(NamedTuple):
+    """Of some cells: their number, and of each gene the number, mean and squared deviations."""
+
+    n_cells: int
+    n: Tensor
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, module: SCLDMModule, x: Tensor) -> Self:
+        values = torch.where(module.measured(x), module.profiles(x, module.input_values).double(), torch.nan)
+        n = values.isfinite().sum(0)
+        mean = values.nanmean(0).where(n > 1, torch.nan)
+        return cls(len(x), n.clamp(min=1), mean, (values - mean).square().nansum(0))
 
 
 @torch.no_grad()
@@ -161,7 +161,7 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Pertu
     if not isinstance(module.likelihood, NegativeBinomialLikelihood):
         return
     flow, shift = module.perturbation_flow, module.perturbation_flow.shift
-    chosen = evenly(np.arange(len(groups)), MOST_LEARNED)
+    chosen = evenly(np.arange(len(groups)), MOST_MEASURED)
     errors, squares, numbers, depths = [], [], [], []
     move = partial(flow.move, sampler=FLOW_SAMPLERS["midpoint"])
     read_controls = _controls_of(module, cells, groups)
@@ -224,12 +224,6 @@ def _predict(
     moved = module.unstandardise(move(module.standardise(z)))
     decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
     return z, module.counterfactual_cells(x, z, decoded, generators)
-
-
-def _variance_of_mean(values: Tensor) -> Tensor:
-    """Return the sampling variance of the mean of each column, without NaN; NaN for less than two values."""
-    n = values.isfinite().sum(0)
-    return (values - values.nanmean(0)).square().nansum(0) / (n * (n - 1))
 
 
 class GroupBatches(Sampler[np.ndarray]):
