@@ -138,6 +138,7 @@ def test_what_the_decoder_alone_shows_of_cells_never_seen_perturbed_gives_way(ma
     )
 
     assert near < far  # 0.76 and 0.97 of it; with other seeds, 0.55 to 0.99
+    assert (cells("type 0", "yes", 0).X != cells("type 0", "yes", torch.inf).X).nnz == 0  # seen perturbed
 
 
 def test_a_null_effect_is_told_by_its_intervals(all_cells, model):

@@ -158,8 +158,10 @@ def judge(
     condition = module.condition_tensor(codes)
     misfit = np.full(len(codes), np.nan) if misfits is None else np.array(misfits) - float(flow.changes.misfit)
     worse = np.clip(np.nan_to_num(misfit), 0, None)
+    perturbs = flow.perturbs.cpu().numpy()
+    is_context = _context_columns(conditions, perturbs)
+    were_seen = flow.shift.have_groups(condition, torch.from_numpy(perturbs | is_context)).tolist()
     if learned is not None:
-        is_context = _context_columns(conditions, flow.perturbs.cpu().numpy())
         known = np.concatenate([learned, flow.shift.perturbations.double().cpu().numpy()])
         worse[_came_later(conditions, known, np.where(is_context, codes, OPEN))] = LATER
     supports = []
@@ -167,7 +169,7 @@ def judge(
         told, explained = flow.known_changes(x.mean(0, keepdim=True), condition[[number]])
         expected = Changes(*(values[0] for values in told))
         lacking = None
-        if flow.missed is not None and explained >= LEAST_KNOWN:
+        if flow.missed is not None and explained >= LEAST_KNOWN and not were_seen[number]:
             start = None if starts is None else starts[number]
             difference = expected.mean - _decoded_change(module, x, start, condition[number])
             allowed = NO_SURPRISE * expected.variance.nansum() / difference.square().sum().clamp(min=SMALLEST)

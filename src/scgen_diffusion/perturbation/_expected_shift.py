@@ -25,6 +25,7 @@ INTERACTION = 0.3  # variance of what a set does beyond its members, relative to
 MOST_GROUPS = 500  # that choose variance and length
 FARTHEST = 2.0  # square distance from the middle that a network sees, relative to the mean one of control cells
 SMALLEST = 1e-6  # variance, of standardised latents
+ROUNDING = {"rtol": 1e-6, "atol": 1e-4}  # of standardised numbers of float32; classes are whole numbers
 AT_ONCE = 256  # perturbations compared with each other
 
 
@@ -140,6 +141,11 @@ class ExpectedShift(nn.Module):
         for share, length, trust in product(SHARES, NEAR, TRUST if self.has_embeddings else TRUST[-1:]):
             options = torch.tensor([share, length * self.axes.shape[1] ** 0.5, trust, max(scale, SMALLEST)])
             yield options, self.kernel(options.to(x.device), x, codes, groups)
+
+    def have_groups(self, conditions: Tensor, columns: Tensor) -> Tensor:
+        """Return which conditions ``(n, columns)`` are those of a group where marked, but for rounding, ``(n,)``."""
+        asked, known = conditions[:, None, columns], self.perturbations[:, columns]
+        return asked.to(known).isclose(known, **ROUNDING).all(-1).any(1)
 
     def are_new(self, conditions: Tensor) -> Tensor:
         """Return which perturbations ``(n, columns)`` have a class or member that no group has, ``(n,)``."""
