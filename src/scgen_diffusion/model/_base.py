@@ -439,9 +439,9 @@ class DiffusionModel(BaseModelClass):
         ----------
         max_epochs
             Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default, also of stages that a
-            mapping leaves out: as many as the number of cells suggests; SCLDM's autoencoder and prior end earlier once
-            the validation loss no longer falls (``patience`` of :class:`~scgen_diffusion.train.Recipe`). A trained
-            model is trained on, all its stages; ``train_prior`` trains the prior alone.
+            mapping leaves out: as many as the number of cells suggests; SCLDM's autoencoder ends earlier once its
+            validation loss no longer falls (``patience`` of :class:`~scgen_diffusion.train.Recipe`). A trained model is
+            trained on, all its stages; ``train_prior`` trains the prior alone.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
@@ -455,9 +455,9 @@ class DiffusionModel(BaseModelClass):
             The flow ignores it unless trained alone. A value above both the default and the number of training
             cells is reduced.
         early_stopping
-            Whether stages that have a fixed length, those with ``max_epochs`` and those of SCRDIT and WBDIT, end early
-            too, once the validation loss no longer falls; ``{"patience": 10}`` in ``plan_kwargs`` waits longer. The
-            flow has no validation. For SCMDM, whose loss does not judge the cells, it is an error.
+            Whether other stages, and those with ``max_epochs``, end early too, once the validation loss no longer
+            falls; ``{"patience": 20}`` in ``plan_kwargs`` waits longer. The flow has no validation. For SCMDM, whose
+            loss does not judge the cells, it is an error.
         plan_kwargs
             Training options of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stage to options:
             ``{"prior": {"learning_rate": 1e-3}}``. See :class:`~scgen_diffusion.train.AutoencoderRecipe`,

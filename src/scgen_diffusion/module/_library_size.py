@@ -53,8 +53,8 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("log_std", torch.ones(()))
         self.register_buffer("extremes", torch.tensor([torch.inf, -torch.inf]))  # log totals of the training cells
         self.embed = ConditionEmbedding(conditions, HEAD_WIDTH + 1)  # and what a condition adds to all means
-        self.read, last = nn.Linear(n_features, HEAD_WIDTH), nn.Linear(HEAD_WIDTH, 3 * N_COMPONENTS)
-        self.head = nn.Sequential(nn.SiLU(), last)
+        first, last = nn.Linear(HEAD_WIDTH + n_features, HEAD_WIDTH), nn.Linear(HEAD_WIDTH, 3 * N_COMPONENTS)
+        self.head = nn.Sequential(first, nn.SiLU(), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         last.bias.data[N_COMPONENTS : 2 * N_COMPONENTS] = torch.linspace(-1, 1, N_COMPONENTS)  # their means
@@ -114,7 +114,7 @@ class LibrarySizeModel(nn.Module):
     def _components(self, condition: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log weights, means and log deviations of the components, each ``(n, components)``."""
         shown, added = self.embed(condition).tensor_split([HEAD_WIDTH], dim=1)
-        outputs = self.head(shown + self.read(features.flatten(1).float())).float()  # bfloat16 has too few digits
+        outputs = self.head(torch.cat([shown, features.flatten(1)], dim=1)).float()  # bfloat16 has too few digits
         weights, means, log_stds = outputs.chunk(3, dim=1)
         return weights.log_softmax(1), means + added, log_stds.clamp(*LOG_STDS)
 

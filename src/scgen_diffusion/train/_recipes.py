@@ -17,7 +17,7 @@ Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 REFERENCE_CELLS = 2000  # for which `reference_steps` are given
 PRIOR_CELLS = 10_000  # the regularisation of gene loadings counts as much as these
 ENOUGH_FEATURES = 1200  # fewer say less about a cell
-USUAL_PATIENCE = 5  # of about 100 validations
+USUAL_PATIENCE = 10  # of about 100 validations
 RATE_AFTER_PLATEAU = 0.3  # relative to the rate before
 SHARES = ("warm_up", "kl_warm_up", "min_kept_fraction", "drop_probability")  # options from 0 to 1
 
@@ -141,7 +141,9 @@ class AutoencoderRecipe(Recipe):
 
 @dataclass(frozen=True)
 class PriorRecipe(Recipe):
-    """Training of the prior. Its other options are those of :class:`Recipe`.
+    """Training of the prior, which gets better beyond its lowest validation loss, and so takes all steps.
+
+    Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -153,7 +155,6 @@ class PriorRecipe(Recipe):
     batch_size: int = 256
     reference_steps: int = 4000
     smallest_epoch: int = 10
-    patience: int | None = USUAL_PATIENCE
     drop_probability: float = 0.1
 
 
@@ -242,7 +243,6 @@ RECIPES: dict[str, TrainingRecipe] = {
             batch_size=128,
             warm_up=0.1,
             reference_steps=12_000,
-            patience=None,
             drop_probability=0.8,
             bfloat16=True,
         ),
