@@ -98,3 +98,7 @@ __all__ = [
     "build_mudata",
     "plant_fold_changes",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -105,3 +105,7 @@ __all__ = [
     "variance_error",
     "wasserstein_2",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -74,7 +74,15 @@ class SCLDM(AutoencoderModel):
     size
         ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
     **architecture
-        Options that change single parts and sizes, see :class:`~scgen_diffusion.module.SCLDMArchitecture`.
+        Single parts and sizes; :class:`~scgen_diffusion.module.SCLDMArchitecture` has them all. The main ones:
+
+        - ``n_latent_tokens=4``, ``n_latent=8``: a cell's latent has 4 times 8 numbers.
+        - ``likelihood="negative_binomial"``, of counts; ``"gaussian"`` of log-normalised values.
+        - ``dispersion="gene"``; ``"gene-cell"``: one for each gene and cell.
+        - ``outliers=True``: a few counts may be far larger than expected.
+        - ``n_factors=64``, ``decoder_width=128``, ``pooling_width=256``: sizes of the autoencoder.
+        - ``prior_width=64``, ``prior_n_layers=4``: sizes of the diffusion transformer.
+        - ``condition_strategy="joint"``; ``"additive"`` allows guidance by single keys.
 
     Raises
     ------

@@ -28,3 +28,7 @@ __all__ = [
     "umap",
     "zero_fraction",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

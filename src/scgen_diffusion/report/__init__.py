@@ -4,3 +4,7 @@ from ._summary import Summary, summary
 from ._write import write
 
 __all__ = ["Summary", "summary", "write"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
