@@ -177,7 +177,7 @@ def store(name: str, table: pd.DataFrame) -> None:
     }
     table = table.assign(**{key: value for key, value in source.items() if key not in table}, model=name)
     table = table.reindex(columns=[*columns, *source]).fillna({"group": "all"})
-    store_rows(FIGURES, table, ("model", "part", "metric"))
+    store_rows(FIGURES, table, ("model", "part"))
 
 
 # --- judge ------------------------------------------------------------------------------------------------------------
