@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import OPEN, evenly, mark_occurring
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
+from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.perturbation import Changes, ProfileSums, variance_of_sums
 
 if TYPE_CHECKING:
@@ -317,12 +317,9 @@ class PerturbedGroups:
         """Return the support of each group; ``read`` returns the expression of cells at some positions."""
         module, cells, misfits = self.module, [], []
         for number in range(len(self.codes)):
-            x = read(evenly(np.flatnonzero(self.group == number), MOST_CELLS))
-            z = module.inference(x)["posterior"].draw(
-                Generators(0, range(len(x)), module.device).normal(*module.latent_shape)
-            )
+            z, misfit = module.draw_and_judge(read(evenly(np.flatnonzero(self.group == number), MOST_CELLS)))
             cells.append(module.standardise(z).flatten(1))
-            misfits.append(module.misfit(*module.observed_and_expected(x, z)))
+            misfits.append(misfit)
         return judge(module, self.conditions, cells, self.codes, misfits)
 
     @torch.inference_mode()

@@ -307,6 +307,12 @@ class SCLDMModule(ConditionedModule):
         divergence = torch.xlogy(p, p).sum() - torch.xlogy(p, q).sum()
         return max(float(divergence - len(p) / n_molecules), 0.0)
 
+    def draw_and_judge(self, x: Tensor) -> tuple[Tensor, float]:
+        """Draw latents of given cells ``(cells, genes)``, the same in each call; return them and the :meth:`misfit`."""
+        noise = Generators(0, range(len(x)), self.device).normal(*self.latent_shape)
+        z = self.inference(x)["posterior"].draw(noise)
+        return z, self.misfit(*self.observed_and_expected(x, z))
+
     def spread(self, per_cell: Tensor) -> Tensor:
         """Return ``(cells, 1)``, which broadcasts to all genes; several modalities repeat each for its features."""
         return per_cell
@@ -437,10 +443,6 @@ class SCLDMModule(ConditionedModule):
         if keep_residuals:
             return self.counterfactual_cells(x, z, decoded, wanted)
         return self.draw_cells(decoded, wanted, kept=totals / raised)
-
-    def profiles_of(self, states: Tensor) -> Tensor:
-        """Decode standardised latents ``(cells, tokens, n_latent)`` to expected profiles, ``(cells, genes)``."""
-        return self.expected_profiles(self.unstandardise(states))
 
     def standardise(self, z: Tensor) -> Tensor:
         """Scale latents for the prior, both ``(cells, tokens, n_latent)``."""

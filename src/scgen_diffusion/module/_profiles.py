@@ -330,7 +330,7 @@ class ProfileModule(GeneSpaceModule):
     ) -> Tensor:
         """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(block, genes)``."""
         given = self.inference(x)
-        return self._profiles_or_counts(move(given["data"]), draw_totals, output, given.get("profile"))
+        return self._profiles_or_counts(move(given["data"]), draw_totals, output, given["profile"])
 
     def _profiles_or_counts(
         self, states: Tensor, draw_totals: TensorMap, output: InputValues, given: Tensor | None = None

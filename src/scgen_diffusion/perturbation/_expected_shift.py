@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from scgen_diffusion.nn import encodings_of
 
+from ._sums import sampling_covariance
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -163,9 +165,8 @@ class ExpectedShift(nn.Module):
 
     def _noise(self, groups: Tensor | slice) -> Tensor:
         """Return the sampling covariance of the measured shifts of some groups, ``(n, n)``."""
-        of_control, sets = self.control_variances[groups].double(), self.control_sets[groups]
-        of_perturbed = self.variances[groups].double() - of_control
-        return of_perturbed.diag() + (sets[:, None] == sets) * of_control
+        of_control = self.control_variances[groups].double()
+        return sampling_covariance(self.variances[groups].double() - of_control, of_control, self.control_sets[groups])
 
     @torch.no_grad()
     def fit(

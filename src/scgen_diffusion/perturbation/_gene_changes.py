@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from ._sums import whitened_spectrum
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -145,9 +147,7 @@ def _spectrum(kernel: Tensor, noise: Tensor, patterns: Tensor) -> tuple[Tensor, 
     ``patterns (groups, patterns)`` are sets of groups in which genes were measured.
     """
     unmeasured = UNMEASURED * (~patterns.T).double()
-    whitening = torch.linalg.inv(torch.linalg.cholesky(noise + unmeasured.diag_embed()))
-    signal, vectors = torch.linalg.eigh(whitening @ kernel @ whitening.mT)
-    return signal.clamp(min=0), vectors.mT @ whitening
+    return whitened_spectrum(kernel, noise + unmeasured.diag_embed())
 
 
 def _in_basis(basis: Tensor, d: Tensor, pattern: Tensor) -> Tensor:

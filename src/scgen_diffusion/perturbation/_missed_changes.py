@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from scgen_diffusion.nn import TARGET_SUM
 
+from ._sums import whitened_spectrum
+
 SIGNALS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # variance of what is missed, relative to the noise
 LEAST_GAIN = 1.0  # of the log likelihood
 LARGEST_LOG_FACTOR = 1.5
@@ -68,9 +70,8 @@ class MissedChanges(nn.Module):
             Mean counts of a cell.
         """
         scale = noise.diagonal().mean() / covariance.diagonal().mean().clamp(min=SMALLEST)
-        whitening = torch.linalg.inv(torch.linalg.cholesky(noise))
-        signal, vectors = torch.linalg.eigh(scale * whitening @ covariance @ whitening.T)
-        signal, whitened = signal.clamp(min=0)[:, None], vectors.T @ whitening
+        signal, whitened = whitened_spectrum(scale * covariance, noise)
+        signal = signal[:, None]
         seen = whitened @ errors
         best, chosen = torch.full_like(variances, -torch.inf), torch.zeros_like(variances)
         for ratio in SIGNALS:

@@ -34,6 +34,25 @@ def add_sums(parts: Iterable[ProfileSums]) -> ProfileSums:
     return ProfileSums(np.array(numbers, dtype=int), np.array([total[number] for number in numbers]))
 
 
+def sampling_covariance(of_perturbed: Tensor, of_control: Tensor, sets: Tensor) -> Tensor:
+    """Return the sampling covariance of changes, ``(groups, groups)``; groups of one set have the same control cells.
+
+    ``of_perturbed`` and ``of_control`` are the variances of the two means of each group, ``(groups,)``.
+    """
+    return of_perturbed.diag() + (sets[:, None] == sets) * of_control
+
+
+def whitened_spectrum(kernel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of a kernel after whitening the noise, ``(..., groups)``, and the basis.
+
+    Both are ``(groups, groups)``, or one of them a stack. In the basis, changes are independent, with variances of 1
+    from noise.
+    """
+    whitening = torch.linalg.inv(torch.linalg.cholesky(noise))
+    signal, vectors = torch.linalg.eigh(whitening @ kernel @ whitening.mT)
+    return signal.clamp(min=0), vectors.mT @ whitening
+
+
 def variance_of_sums(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:
     """Return the variance of each gene over ``n`` cells from its sums, each ``(genes,)``; NaN for one cell.
 

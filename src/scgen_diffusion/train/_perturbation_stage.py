@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from scgen_diffusion.data import evenly
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
 from scgen_diffusion.module import NegativeBinomialLikelihood
-from scgen_diffusion.perturbation import MissedChanges
+from scgen_diffusion.perturbation import MissedChanges, sampling_covariance
 
 from ._latents import LatentData
 
@@ -115,14 +115,13 @@ def fit_changes(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Pert
     if not len(chosen):
         flow.add_changes(0, len(cells.var), 1)
         return
-    read_controls, before, misfits, totals = _controls_of(module, cells, groups), {}, [], []
+    before, misfits, totals = {}, [], []
     of_group, after = shift.control_sets[chosen].tolist(), []
     for number, first in bar(zip(chosen, of_group, strict=True), "Measuring the changes", len(chosen)):
         if first not in before:
-            (x,), posterior = read_controls(first)
-            z = posterior.draw(Generators(0, range(len(x)), module.device).normal(*module.latent_shape))
+            x = _read(module, cells, groups[number].control)
             before[first] = _GeneMoments.of(module, x)
-            misfits.append(module.misfit(*module.observed_and_expected(x, z)))
+            misfits.append(module.draw_and_judge(x)[1])
             totals.append(float(x.sum()))
         after.append(_GeneMoments.of(module, _read(module, cells, groups[number].perturbed)))
     measured = torch.stack([own.mean - before[first].mean for own, first in zip(after, of_group, strict=True)])
@@ -133,8 +132,7 @@ def fit_changes(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Pert
     n_degrees = sum(own.n - 1 for own in moments)
     n_perturbed = torch.tensor([own.n_cells for own in after], dtype=torch.double, device=module.device)
     n_control = torch.tensor([before[first].n_cells for first in of_group], dtype=torch.double, device=module.device)
-    sets = shift.control_sets[chosen]
-    noise = (1 / n_perturbed).diag() + (sets[:, None] == sets) / n_control
+    noise = sampling_covariance(1 / n_perturbed, 1 / n_control, shift.control_sets[chosen])
     variances = sum(own.squares for own in moments) / n_degrees.clamp(min=1)
     changes.fit(measured, variances, noise, shift.kernels(changes.groups))
 
@@ -170,7 +168,7 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Pertu
         controls, posterior = read_controls(*shift.control_sets[some].tolist())
         sizes = [len(x) for x in controls]
         condition = shift.perturbations[some].repeat_interleave(torch.tensor(sizes, device=module.device), 0)
-        _, predicted = _predict(module, controls, posterior, partial(move, condition=condition))
+        predicted = _predict(module, controls, posterior, partial(move, condition=condition))
         for number, x, moved in zip(some, controls, predicted.split(sizes), strict=True):
             real = _read(module, cells, groups[number].perturbed)
             before, after, observed = (module.profiles(values, "counts").double() for values in (x, moved, real))
@@ -179,8 +177,7 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Pertu
             numbers.append((len(real), len(x)))
             depths.append(float(real.sum(1).mean()))
     n_perturbed, n_control = torch.tensor(numbers, dtype=torch.double, device=module.device).T
-    numbers_of_sets = shift.control_sets[chosen]
-    noise = (1 / n_perturbed).diag() + (numbers_of_sets[:, None] == numbers_of_sets) / n_control
+    noise = sampling_covariance(1 / n_perturbed, 1 / n_control, shift.control_sets[chosen])
     variances = torch.stack(squares).sum(0) / (n_perturbed + n_control - 2).sum().clamp(min=1)
     covariance = shift.covariance_of(torch.from_numpy(chosen))
     learned = MissedChanges.learn(
@@ -215,15 +212,15 @@ def _controls_of(
 
 def _predict(
     module: SCLDMModule, controls: Sequence[Tensor], posterior: Posterior, move: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Draw the latents of sets of control cells ``(cells, genes)``, move them, and draw the cells anew; return both."""
+) -> Tensor:
+    """Draw the latents of sets of control cells ``(cells, genes)``, move them, and draw the cells anew."""
     x = torch.cat(list(controls))
     draws = np.concatenate([np.arange(len(of_set)) for of_set in controls])  # of each set, as if it were alone
     generators = Generators(0, draws, module.device)
     z = posterior.draw(generators.normal(*module.latent_shape))
     moved = module.unstandardise(move(module.standardise(z)))
     decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
-    return z, module.counterfactual_cells(x, z, decoded, generators)
+    return module.counterfactual_cells(x, z, decoded, generators)
 
 
 class GroupBatches(Sampler[np.ndarray]):
