@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from scgen_diffusion.diffusion import DDIMSampler, Denoiser
 from scgen_diffusion.diffusion._samplers import levels_at
 from scgen_diffusion.module import SCRDIT_ARCHITECTURES, WBDIT_ARCHITECTURES, ProfileModule, change_options
+from scgen_diffusion.nn import GeneUNet
 
 FOLDER = Path(os.environ.get("PARITY_DIR") or Path(__file__).parent)
 SIZES = json.loads((FOLDER / "config.json").read_text())["ddpm_config"]
@@ -90,3 +91,17 @@ def test_accelerated_sampling_ends_where_the_published_code_does(module, predict
     # A hundred steps of an untrained network let values grow to 440; float32 keeps six digits of them.
     error = (ends - recorded["ddim_eta0_stride10"]).abs().max() / recorded["ddim_eta0_stride10"].abs().max()
     assert error < 1e-5
+
+
+def test_the_unet_predicts_as_the_published_one():
+    # recorded from `Unet1d` (DongShengze/scRDiT, 4c26d88e) with the same weights, waves by the names of ours
+    network = GeneUNet(64)
+    with torch.no_grad():
+        for number, (name, weight) in enumerate(sorted(network.named_parameters())):
+            wave = torch.sin(torch.arange(weight.numel(), dtype=torch.float64) * 0.7 + number).float().view_as(weight)
+            scale, start = (2 * weight[0].numel() ** -0.5, 0) if weight.ndim > 1 else (0.5, not name.endswith("bias"))
+            weight.copy_(wave * scale + start)
+        x = torch.sin(torch.arange(128, dtype=torch.float64) * 0.37).float().view(2, 64)
+        predicted = network(x, torch.tensor([3.0, 940.0]), torch.zeros(2, 0, dtype=torch.long))
+    recorded = load_file(Path(__file__).with_name("unet_vectors.safetensors"))["predicted_noise"]
+    torch.testing.assert_close(predicted, recorded, rtol=1e-5, atol=1e-5)
