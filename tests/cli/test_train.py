@@ -46,7 +46,8 @@ def test_a_model_is_trained_and_saved(call, cells_file, small, tmp_path):
     assert (code, printed) == (0, f"{out}\n"), err
     assert "SCLDM of 96 cells" in err
     assert "cell_type (5 classes)" in err
-    assert re.search(r"Prior \(generates cells\) 100%.*epoch 1 of 1, validation loss", err)
+    assert re.search(r"Training 100%.*prior epoch 1 of 1, validation loss", err)
+    assert len(re.findall(r"\rTraining +0%", err)) == 1  # one bar for both stages
     assert [path.name for path in out.iterdir()] == ["model.pt"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     model = sgd.model.load(out)

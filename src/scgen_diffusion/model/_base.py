@@ -576,7 +576,9 @@ class DiffusionModel(BaseModelClass):
             # total counts come from both parts of the split
             plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, self.validation_indices_, *depends_on)
             plan.losses_before = history[loss][loss].dropna().to_dict() if loss in history else {}
-        self.trainer = run_stage(plan, data, run.options, max_epochs=run.n_epochs, interruption=run.interruption)
+        self.trainer = run_stage(
+            plan, data, run.options, max_epochs=run.n_epochs, interruption=run.interruption, progress=run.progress
+        )
         self.to_device(self.trainer.strategy.root_device)  # like scvi-tools' models, it stays where it was trained
         self.history_ = {**history, **plan.history}
         recorded = {**asdict(run.recipe), **arguments, "seed": settings.seed}

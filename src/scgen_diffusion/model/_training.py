@@ -22,7 +22,7 @@ from scgen_diffusion._arguments import (
     warn_user,
 )
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
-from scgen_diffusion.train import USUAL_PATIENCE, Interruption, RunOptions
+from scgen_diffusion.train import USUAL_PATIENCE, Interruption, RunOptions, TrainingProgress
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -69,6 +69,8 @@ class StageRun:
         How it runs, as any stage.
     seed
         Seed of its random numbers.
+    progress
+        The bar of all stages.
     interruption
         Listens to Ctrl-C.
     """
@@ -78,6 +80,7 @@ class StageRun:
     n_epochs: int
     options: RunOptions
     seed: int
+    progress: TrainingProgress
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
@@ -118,7 +121,8 @@ def plan_runs(
     UserWarning
         If other stages are far shorter than their default.
     """
-    runs, short = [], []
+    runs, short, n_epochs_of = [], [], dict[str, int]()
+    progress = TrainingProgress(n_epochs_of)
     epochs = _by_stage("max_epochs", max_epochs, recipes)
     changes = _by_stage("plan_kwargs", plan_kwargs, recipes)
     if options.early_stopping and (not has_validation or [*recipes] == ["perturbation_flow"]):
@@ -138,7 +142,8 @@ def plan_runs(
         if n_epochs < SHORTEST * default and stage not in trained:
             short.append(f"{n_epochs} of the {stage} (default {default})")
         seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
-        runs.append(StageRun(stage, recipe, n_epochs, options, seed + FURTHER_SEEDS.get(stage, 0)))
+        n_epochs_of[stage] = n_epochs
+        runs.append(StageRun(stage, recipe, n_epochs, options, seed + FURTHER_SEEDS.get(stage, 0), progress))
     if short:
         warn_user(f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out.")
     return runs

@@ -31,7 +31,16 @@ from ._recipes import (
     TrainingRecipe,
     learning_rate_factor,
 )
-from ._runner import EXIT_CODE_OF_SIGTERM, Interruption, RunOptions, is_interrupted, quiet, run_stage, show
+from ._runner import (
+    EXIT_CODE_OF_SIGTERM,
+    Interruption,
+    RunOptions,
+    TrainingProgress,
+    is_interrupted,
+    quiet,
+    run_stage,
+    show,
+)
 from ._stage_data import CellData, EpochBatches, StageData, TrainingCells
 
 __all__ = [

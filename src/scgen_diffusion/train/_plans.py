@@ -67,8 +67,6 @@ class StagePlan(pl.LightningModule):
     ----------
     name
         Name of the stage.
-    purpose
-        What the stage does, in a word or two, for the progress bar.
     key_part
         Part of the loss for the progress bar and early stopping. It leaves out the library-size head, a small network
         that overfits within a few epochs and is calibrated after the stage.
@@ -98,7 +96,6 @@ class StagePlan(pl.LightningModule):
     """
 
     name: str
-    purpose: str
     key_part = "loss"
     loss_judges_cells = True
     can_replay = True
@@ -437,7 +434,6 @@ class AutoencoderPlan(StagePlan):
     """
 
     name = "autoencoder"
-    purpose = "compresses cells"
     module: SCLDMModule
     recipe: AutoencoderRecipe
     kl_weight: Tensor
@@ -517,7 +513,6 @@ class PriorPlan(AveragingPlan):
     """Train SCLDM's prior and library-size head on latents of the cells. Parameters as in :class:`StagePlan`."""
 
     name = "prior"
-    purpose = "generates cells"
     key_part = "velocity_loss"
     module: SCLDMModule
     recipe: PriorRecipe
@@ -554,7 +549,6 @@ class PerturbationFlowPlan(StagePlan):
     """Train the velocity between latents of control and perturbed cells. Parameters as in :class:`StagePlan`."""
 
     name = "perturbation_flow"
-    purpose = "perturbs cells"
     can_replay = False  # the host pairs cells
     module: SCLDMModule
     recipe: PerturbationFlowRecipe
@@ -581,7 +575,6 @@ class DiffusionPlan(AveragingPlan):
     """Train a gene-space network and its library-size head on cells. Parameters as in :class:`StagePlan`."""
 
     name = "diffusion"
-    purpose = "generates cells"
     key_part = "denoising_loss"
     module: GeneSpaceModule
     recipe: DiffusionRecipe

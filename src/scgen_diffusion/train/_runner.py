@@ -202,7 +202,13 @@ def quiet() -> Iterator[None]:
 
 
 def run_stage(
-    plan: StagePlan, data: StageData, options: RunOptions, *, max_epochs: int, interruption: Interruption
+    plan: StagePlan,
+    data: StageData,
+    options: RunOptions,
+    *,
+    max_epochs: int,
+    interruption: Interruption,
+    progress: TrainingProgress,
 ) -> pl.Trainer:
     """Train a stage, from its checkpoint if there is one; return its trainer.
 
@@ -219,6 +225,8 @@ def run_stage(
         Lightning.
     interruption
         Ends training between two steps. It listens until it is closed.
+    progress
+        The bar of all stages, unless the callbacks contain one.
     """
     recipe, folder = plan.recipe, options.checkpoint_dir
     path = None if folder is None else folder / f"{plan.name}.ckpt"
@@ -230,7 +238,7 @@ def run_stage(
     if path is not None:
         callbacks.append(StageCheckpoint(path, max(n_epochs // N_CHECKPOINTS, 1), options.checkpoint_minutes))
     if options.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-        callbacks.append(StageProgress())
+        callbacks.append(progress)
     with quiet():
         trainer = options.build_trainer(
             max_epochs=n_epochs,
@@ -416,48 +424,59 @@ def show(text: str) -> None:
         tqdm.write(text, file=sys.stdout if in_notebook() else sys.stderr)
 
 
-class StageProgress(ProgressBar):
-    """The bar of a stage; where no one watches, as in a log file, it is written once a minute."""
+class TrainingProgress(ProgressBar):
+    """One bar for all stages of a training; where no one watches, as in a log file, it is written once a minute.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    n_epochs
+        Epochs of each stage, in order.
+    """
+
+    def __init__(self, n_epochs: Mapping[str, int]) -> None:
         super().__init__()
-        self._is_enabled, self._bar = True, None
+        self.n_epochs, self._is_enabled, self._bar, self._n_before = n_epochs, True, None, 0.0
 
     def disable(self) -> None:
         """Show nothing. Lightning calls this in all processes but the first."""
         self._is_enabled = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Start the bar after the steps of a checkpoint, and say what is resumed."""
+        """Count the epochs that are left, in this stage and in later ones, and say what is resumed."""
         if self._is_enabled and pl_module.n_epochs_done:
             show(f"Resuming the {pl_module.name} after {pl_module.describe_epoch(pl_module.n_epochs_done - 1)}.")
         is_watched = sys.stderr.isatty() or in_notebook()
-        self._bar = tqdm(
-            desc=f"{pl_module.name.capitalize()} ({pl_module.purpose})",
-            total=pl_module.n_steps,
-            initial=trainer.global_step,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
-            mininterval=0.1 if is_watched else SECONDS_PER_LINE,
-            maxinterval=SECONDS_PER_LINE,
-            disable=not self._is_enabled,
-        )
+        if self._bar is None:
+            self._bar = tqdm(
+                desc="Training",
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
+                total=1,
+                mininterval=0.1 if is_watched else SECONDS_PER_LINE,
+                maxinterval=SECONDS_PER_LINE,
+                disable=not self._is_enabled,
+            )
+        stages = [*self.n_epochs]
+        of_stages = [self.n_epochs[name] for name in stages[stages.index(pl_module.name) :]]
+        self._n_before = self._bar.n - pl_module.progress * of_stages[0]
+        self._bar.total = self._n_before + sum(of_stages)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: StagePlan, *_: Any) -> None:
         """Count the step."""
-        self._bar.update(trainer.global_step - self._bar.n)
+        self._bar.update(self._n_before + pl_module.progress * self.n_epochs[pl_module.name] - self._bar.n)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Show the epoch and its loss."""
-        state = pl_module.describe_epoch(trainer.current_epoch)
+        state = f"{pl_module.name} {pl_module.describe_epoch(trainer.current_epoch)}"
         for subset, words in (("validation", "validation loss"), ("train", "training loss")):
             if (name := pl_module.key_loss(subset)) in trainer.callback_metrics:
                 state += f", {words} {float(trainer.callback_metrics[name]):.4g}"
                 break
         self._bar.set_postfix_str(state, refresh=False)
 
-    def on_train_end(self, *_: Any) -> None:
-        """Close the bar and leave its last state."""
-        self._close()
+    def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
+        """Close the bar after the last stage, and leave its last state."""
+        if pl_module.name == [*self.n_epochs][-1]:
+            self._close()
 
     def on_exception(self, *_: Any) -> None:
         """Close the bar where training stopped."""
