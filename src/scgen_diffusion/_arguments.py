@@ -1,4 +1,4 @@
-"""Checks of arguments: whole numbers, unknown names, and arguments that a function does not have.
+"""Checks of arguments: whole numbers, options, and unknown names.
 
 This module imports little, because the command line needs it before anything else.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 import warnings
 from difflib import SequenceMatcher
 from numbers import Integral, Real
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 LARGEST = 2**31 - 1  # number of cells, steps and the like, which torch and numpy keep in fixed types
 N_KNOWN = 20  # listed names
-LIKE = 0.8  # share of letters that two spellings of a name have in common
-MISSING = ("None", "nan", "<NA>", "NaT")
 
 
 def is_whole_number(value: object) -> bool:
@@ -80,43 +77,22 @@ def as_list(names: str | Iterable[str] | None) -> list[str]:
 
 
 def known_names(name: object, known: Sequence[object]) -> str:
-    """List the known names in a sentence, closest to ``name`` first, whatever the case; without one, in this order."""
+    """List the known names in a sentence, closest to ``name`` first, whatever the case."""
     by_text = {str(k): k.item() if hasattr(k, "item") else k for k in known}  # numpy's numbers as Python's own
-    if not by_text:
-        return "Known: none."
-    if not isinstance(name, str) and str(name) in MISSING:
-        return f"Known: {', '.join(repr(k) for k in [*by_text.values()][:N_KNOWN])}."
-    asked = str(name).casefold()
-    matcher = SequenceMatcher(b=asked)
+    matcher = SequenceMatcher(b=str(name).casefold())
 
-    def distance(text: str) -> tuple[bool, bool, float]:
-        found = text.casefold()
-        matcher.set_seq1(found)
-        ratio = matcher.ratio()
-        is_like = ratio > LIKE or _has_word(found, asked) or _has_word(asked, found)
-        return found != asked, not is_like, -ratio
+    def likeness(text: str) -> float:
+        matcher.set_seq1(text.casefold())
+        return matcher.ratio()
 
-    closest = sorted(by_text, key=distance)[:N_KNOWN]
-    return f"Known, closest first: {', '.join(repr(by_text[text]) for text in closest)}."
-
-
-def _has_word(text: str, beginning: str) -> bool:
-    """Return whether a word of the text starts with ``beginning``, as "B cell" has "B", but "Platelet" has no "T"."""
-    return bool(beginning) and re.search(rf"(?<![^\W_]){re.escape(beginning)}", text) is not None
+    closest = sorted(by_text, key=likeness, reverse=True)[:N_KNOWN]
+    return f"Known, closest first: {', '.join(repr(by_text[text]) for text in closest) or 'none'}."
 
 
 def list_first(things: Sequence[object], most: int = 5) -> str:
     """List the first ``most`` things as text, and the number of the others."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(map(str, things[:most])) + more
-
-
-def check_argument_names(function: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise TypeError for the first argument that a function with ``known`` ones does not have."""
-    for name in given:
-        if name not in known:
-            msg = f"`{function}` has no argument {name!r}. {known_names(name, known)}"
-            raise TypeError(msg)
 
 
 def warn_user(message: str) -> None:

@@ -71,8 +71,8 @@ FUNCTIONS = {  # which take the options by their own names
         sgd.model.SCLDM.setup_anndata, sgd.model.MULTISCLDM.setup_mudata, sgd.data.CellFiles.__init__,
         sgd.model.SCLDM.load_query_data, sgd.model.SCLDM.train,
     ],
-    "generate": [sgd.model.SCLDM.generate_to],
-    "predict": [sgd.model.SCLDM.predict_perturbation_to],
+    "generate": [sgd.model.SCLDM.generate, sgd.model.SCLDM.generate_to],
+    "predict": [sgd.model.SCLDM.predict_perturbation, sgd.model.SCLDM.predict_perturbation_to],
     "evaluate": [sgd.metrics.evaluate],
     "report": [sgd.report.write],
 }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 
 import anndata
@@ -123,11 +122,3 @@ def test_a_zarr_can_be_read_by_annbatch(trained, tmp_path):
     np.testing.assert_array_equal(np.concatenate([batch["X"].toarray() for batch in batches]), values(expected))
     labels = pd.concat([batch["obs"] for batch in batches])["cell_type"]
     assert labels.astype(str).tolist() == expected.obs["cell_type"].astype(str).tolist()
-
-
-@pytest.mark.parametrize("method", ["generate", "predict_perturbation"])
-def test_what_writes_to_a_file_takes_all_that_the_method_in_memory_takes(any_class, method):
-    streamed = inspect.signature(getattr(any_class, f"{method}_to")).parameters
-    for name, parameter in inspect.signature(getattr(any_class, method)).parameters.items():
-        assert streamed[name].default == parameter.default
-        assert streamed[name].annotation == parameter.annotation

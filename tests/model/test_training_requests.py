@@ -101,13 +101,13 @@ def test_a_wrong_value_is_refused_by_name_before_any_work(cls, error, named, val
         (ValueError, "early_stopping", {"train_size": 1.0, "early_stopping": True}),
         (ValueError, "decoder", {"plan_kwargs": {"decoder": {"learning_rate": 1e-3}}}),
         (ValueError, "batch_size", {"plan_kwargs": {"batch_size": -1}}),
-        (TypeError, "learning_rate", {"plan_kwargs": {"learning_rat": 1e-3}}),
+        (TypeError, "learning_rat", {"plan_kwargs": {"learning_rat": 1e-3}}),
         (ValueError, "learning_rate", {"plan_kwargs": {"learning_rate": "high"}}),
         # of later stages
         (ValueError, "max_epochs", {"max_epochs": {"prior": 0}}),
         (ValueError, "perturbation_flow", {"max_epochs": {"perturbation_flow": 3}}),
         (ValueError, "drop_probability", {"plan_kwargs": {"prior": {"drop_probability": 1.5}}}),
-        (TypeError, "learning_rate", {"plan_kwargs": {"prior": {"learnig_rate": 1.0}}}),
+        (TypeError, "learnig_rate", {"plan_kwargs": {"prior": {"learnig_rate": 1.0}}}),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused_before_any_work(

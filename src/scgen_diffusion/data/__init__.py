@@ -78,7 +78,7 @@ from ._mudata import (
     resolve_modalities,
 )
 from ._parts import check_writable, explain_unwritable, join_parts, part_of, read_record
-from ._plain import check_is_stored, digest_of, savable_columns, to_array, to_plain, to_table
+from ._plain import digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
 
 __all__ = [

@@ -8,24 +8,22 @@ from abc import abstractmethod
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import compress, repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
 
 import numpy as np
 import pandas as pd
-import rich
-import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import scipy.sparse as sp
 import torch
 from mudata import MuData
-from rich.markup import escape
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 
-from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion._arguments import known_names, list_first, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
 from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import (
@@ -77,7 +75,6 @@ from scgen_diffusion.module import (
 from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
 from ._counterfactual import Prediction, control_cells
-from ._description import describe_conditions, describe_stages, next_step
 from ._generation import Generation
 from ._model_file import (
     ADATA_FILE,
@@ -89,7 +86,6 @@ from ._model_file import (
     init_options,
     model_content,
     name_damaged_file,
-    no_more_weights_than,
     read_model_file,
     write_cells,
     write_model,
@@ -97,10 +93,8 @@ from ._model_file import (
 )
 from ._registration import (
     check_in_memory,
-    check_is_no_view,
     check_readable,
     check_registry,
-    check_setup_arguments,
     plain_columns,
     spec_of,
 )
@@ -110,7 +104,6 @@ from ._training import (
     describe_training,
     plan_runs,
     split_cells,
-    suggests_training_arguments,
     warn_of_rare_labels,
 )
 
@@ -267,9 +260,7 @@ class DiffusionModel(BaseModelClass):
             ``unlabeled_category`` is given but all cells have labels, or a sparse array is stored by columns.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_setup_arguments(cls.setup_anndata, kwargs)
         check_readable(adata)
-        check_is_no_view(adata, "adata")
         setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
         setup_method_args["setup_args"] |= vars(setup)
         where = check_layer(adata, layer)
@@ -402,7 +393,6 @@ class DiffusionModel(BaseModelClass):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    @suggests_training_arguments
     def train(
         self,
         max_epochs: int | Mapping[str, int] | None = None,
@@ -492,8 +482,7 @@ class DiffusionModel(BaseModelClass):
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,
-            train_size=train_size,
-            validation_size=validation_size,
+            shares=(train_size, validation_size),
             batch_size=batch_size,
             early_stopping=early_stopping,
             plan_kwargs=plan_kwargs,
@@ -508,8 +497,7 @@ class DiffusionModel(BaseModelClass):
         stages: Sequence[str] | None,
         *,
         max_epochs: int | Mapping[str, int] | None = None,
-        train_size: float | None = None,
-        validation_size: float | None = None,
+        shares: tuple[float | None, float | None] = (None, None),
         batch_size: int | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
         datamodule: TrainingCells | None = None,
@@ -526,7 +514,7 @@ class DiffusionModel(BaseModelClass):
         try:
             self._take_cells(datamodule)
             self._cells.check()
-            self._split(train_size, validation_size)
+            self._split(*shares)
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 self._take_conditions()
             stages = self._due_stages() if stages is None else stages
@@ -642,35 +630,28 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def summary_string(self) -> str:
-        """What ``print(model)`` shows: cells, genes, conditions, trained stages, and the next step."""
-        trained, controls, has_cells = self.trained_stages_, self.control_values_, self._has_cells
-        is_query = self.reference_ is not None and not self.history_
-        n_cells = self._cells.n_cells if has_cells else self.summary_stats.n_cells
-        where = " (in files)" if self._file_cells is not None else "" if has_cells else " (not in memory)"
-        is_published = bool(trained) and not self.recipes_ and not has_cells
-        layer = self.registry_["setup_args"].get("layer")
+        """What ``print(model)`` shows: cells, genes, conditions and trained stages."""
+        layer, controls = self.registry_["setup_args"].get("layer"), self.control_values_
         place = "X" if layer is None else f"layers[{layer!r}]"
         modalities = [f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in self.modalities.items()]
-        new, keys = self._new_values if self.reference_ is not None and has_cells else None, self.conditions.by_key
-        may_be_missing = any(key.may_be_missing for key in keys)  # else the columns, which may be gone, do not matter
-        codes = self._registered_codes if may_be_missing else self.combinations_[:0]
-        missing = [s for s in self._stages if s not in trained and (s != "perturbation_flow" or controls)]
-        train = ""
-        if is_query or not trained:
-            train = "model.train()"
-        elif self.cut_short_ or not self.is_trained_:
-            stages = [stage for stage in self._stages if stage in (self.cut_short_ or missing)]
-            train = " or ".join(f"model.train_{s}()" if s != self._stages[0] else "model.train()" for s in stages)
-        if train and not has_cells:
-            train = f"set model.adata to cells, then {train}"
-        lines = {
-            "genes": ", ".join(modalities) or f"{self.summary_stats.n_vars:,} ({self._input_values} in {place})",
-            "conditions": describe_conditions(keys, controls, codes, new),
-            "trained": describe_stages(trained, missing, self.cut_short_, is_query=is_query),
-            "next": next_step(train, self.conditions, controls, can_predict="perturbation_flow" in trained),
-        }
-        cells = "with published weights" if is_published else f"of {n_cells:,} cells{where}"
-        return "\n".join([f"{type(self).__name__} {cells}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
+        new = self._new_values if self.reference_ is not None and self._has_cells else repeat(torch.zeros(0))
+        conditions = []
+        for key, are_new in zip(self.conditions.by_key, new, strict=False):
+            notes = [key.summary]
+            if controls.get(key.name) is not None:
+                notes.append(f"control: {controls[key.name]!r}")
+            if are_new.any():
+                notes.append(f"new: {list_first([repr(label) for label in compress(key.labels, are_new)])}")
+            conditions.append(f"{key.name} ({'; '.join(notes)})")
+        stages = [f"{s} ({self.cut_short_[s]})" if s in self.cut_short_ else s for s in self.trained_stages_]
+        n_cells = self._cells.n_cells if self._has_cells else self.summary_stats.n_cells
+        is_published = bool(stages) and not self.recipes_
+        return (
+            f"{type(self).__name__} {'with published weights' if is_published else f'of {n_cells:,} cells'}\n"
+            f"  genes:      {', '.join(modalities) or f'{len(self.var_):,} ({self._input_values} in {place})'}\n"
+            f"  conditions: {list_first(conditions) or 'none'}\n"
+            f"  trained:    {', '.join(stages) or 'nothing'}"
+        )
 
     @property
     def _recipe_name(self) -> str:
@@ -791,12 +772,6 @@ class DiffusionModel(BaseModelClass):
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: GuidanceScale = 1.0,
-        sampler: str | Sampler | None = None,
-        n_steps: int | None = None,
-        counts: bool | None = None,
-        library_size: float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
         shard_size: int | None = None,
@@ -805,6 +780,7 @@ class DiffusionModel(BaseModelClass):
         devices: int | list[int] | str = "auto",
         strategy: str | Strategy = "auto",
         num_nodes: int = 1,
+        **options: Any,
     ) -> Path:
         """Generate any number of cells to a file, part by part and on any number of devices.
 
@@ -816,9 +792,10 @@ class DiffusionModel(BaseModelClass):
         path
             Path of the file: ``.zarr`` (version 3, sharded) or ``.h5ad``. Finished shards wait in a hidden folder
             beside it, uncompressed.
-        n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
-            See :meth:`generate`. Without a seed, a resumed call keeps its first seed. A call whose ``sampler`` is a
-            function or an object of one's own cannot be resumed.
+        n_cells, condition
+            See :meth:`generate`.
+        seed
+            See :meth:`generate`. Without a seed, a resumed call keeps its first seed.
         show_progress
             Whether to show a progress bar, which includes the cells of earlier calls.
         shard_size
@@ -830,6 +807,9 @@ class DiffusionModel(BaseModelClass):
         accelerator, devices, strategy, num_nodes
             Passed to Lightning, as in :meth:`train`: each process makes its share of the shards, and the first one
             joins all. Default: the device of the model.
+        **options
+            ``guidance_scale``, ``sampler``, ``n_steps``, ``counts``, ``library_size`` and ``batch_size`` of
+            :meth:`generate`. A call whose ``sampler`` is a function or an object of one's own cannot be resumed.
 
         Returns
         -------
@@ -846,9 +826,7 @@ class DiffusionModel(BaseModelClass):
             If the folder does not exist or cannot be written to, or the disk is full.
         """
         goal = check_goal(path, has_modalities=bool(self.modalities))
-        job = self._generation(
-            n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
-        )
+        job = self._generation(n_cells, condition, seed=seed, **options)
         return write_stream(
             goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
@@ -977,14 +955,6 @@ class DiffusionModel(BaseModelClass):
         adata_control: AnnData | CellFiles | None = None,
         condition: ConditionRequest = None,
         *,
-        method: Literal["perturbation_flow", "inversion"] | None = None,
-        keep_residuals: bool = True,
-        guidance_scale: GuidanceScale = 1.0,
-        sampler: str | Sampler | None = None,
-        n_steps: int | None = None,
-        counts: bool | None = None,
-        library_size: float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
         shard_size: int | None = None,
@@ -993,6 +963,7 @@ class DiffusionModel(BaseModelClass):
         devices: int | list[int] | str = "auto",
         strategy: str | Strategy = "auto",
         num_nodes: int = 1,
+        **options: Any,
     ) -> Path:
         """Predict any number of cells to a file, part by part and on any number of devices.
 
@@ -1008,12 +979,13 @@ class DiffusionModel(BaseModelClass):
             :class:`~scgen_diffusion.data.CellFiles` that were opened with ``CellFiles.like(model.registry, paths)``;
             default: the model's cells. Of files opened with ``indices``, these cells. Memory holds their ``obs``, or
             for ``CellFiles`` their conditions, which are then the only columns of ``obs`` in the new file.
-        condition, method, keep_residuals, guidance_scale, sampler, n_steps, counts
+        condition
             See :meth:`predict_perturbation`.
-        library_size, batch_size, seed
-            See :meth:`predict_perturbation`. Without a seed, a resumed call keeps its first seed.
-        show_progress, shard_size, overwrite, accelerator, devices, strategy, num_nodes
+        seed, show_progress, shard_size, overwrite, accelerator, devices, strategy, num_nodes
             See :meth:`generate_to`.
+        **options
+            ``method``, ``keep_residuals``, ``guidance_scale``, ``sampler``, ``n_steps``, ``counts``, ``library_size``
+            and ``batch_size`` of :meth:`predict_perturbation`.
 
         Returns
         -------
@@ -1035,8 +1007,7 @@ class DiffusionModel(BaseModelClass):
             If the folder does not exist or cannot be written to, or the disk is full.
         """
         goal = check_goal(path, has_modalities=bool(self.modalities))
-        options = guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
-        job = self._prediction(adata_control, condition, method, keep_residuals, *options)
+        job = self._prediction(adata_control, condition, seed=seed, **options)
         return write_stream(
             goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
@@ -1045,13 +1016,13 @@ class DiffusionModel(BaseModelClass):
         self,
         n_cells: int | None,
         condition: ConditionRequest,
-        guidance_scale: GuidanceScale,
-        sampler: str | Sampler | None,
-        n_steps: int | None,
-        counts: bool | None,
-        library_size: Any,
-        batch_size: int | None,
-        seed: int | None,
+        guidance_scale: GuidanceScale = 1.0,
+        sampler: str | Sampler | None = None,
+        n_steps: int | None = None,
+        counts: bool | None = None,
+        library_size: Any = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
     ) -> Generation:
         """Check and resolve the arguments of ``generate``."""
         check_batch_size(batch_size)
@@ -1065,15 +1036,15 @@ class DiffusionModel(BaseModelClass):
         self,
         adata_control: AnnData | CellFiles | None,
         condition: ConditionRequest,
-        method: str | None,
-        keep_residuals: bool,
-        guidance_scale: GuidanceScale,
-        sampler: str | Sampler | None,
-        n_steps: int | None,
-        counts: bool | None,
-        library_size: Any,
-        batch_size: int | None,
-        seed: int | None,
+        method: str | None = None,
+        keep_residuals: bool = True,
+        guidance_scale: GuidanceScale = 1.0,
+        sampler: str | Sampler | None = None,
+        n_steps: int | None = None,
+        counts: bool | None = None,
+        library_size: Any = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
     ) -> Prediction:
         """Check and resolve the arguments of ``predict_perturbation``."""
         check_batch_size(batch_size)
@@ -1351,8 +1322,6 @@ class DiffusionModel(BaseModelClass):
                         f"{error.args[0]} These cells were saved with the model; `adata=False` ignores them.",
                     )
                 raise
-        with name_damaged_file(saved.path), no_more_weights_than(saved.path.stat().st_size):
-            cls(None, registry=saved.registry, **saved.options)
         with name_damaged_file(saved.path):
             model = cls(cells, registry=saved.registry, **saved.options)
             for name, value in saved.attributes.items():
@@ -1391,20 +1360,6 @@ class DiffusionModel(BaseModelClass):
         """Raise NotImplementedError: this package never wrote the old, unsafe format of scvi-tools before 0.15."""
         msg = f"{dir_path} cannot be a {cls.__name__}: none was saved in scvi-tools' format before 0.15."
         raise NotImplementedError(msg)
-
-    def view_registry(self, hide_state_registries: bool = False) -> None:
-        """Print the arguments of ``setup_anndata``, the registered fields and their sizes.
-
-        Parameters
-        ----------
-        hide_state_registries
-            Whether to leave out the condition keys.
-        """
-        rich.print(f"Set up with scvi-tools {self.registry_['scvi_version']}.")
-        AnnDataManager.view_setup_method_args(self.registry_)
-        rich.print(dict(self.summary_stats))
-        if not hide_state_registries:
-            rich.print(*(escape(f"Condition {key.name}: {key.kind}") for key in self.conditions.by_key), sep="\n")
 
     # --- fine-tuning --------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata
@@ -17,7 +16,6 @@ from scgen_diffusion._files import explain_failed_read, explain_failed_write, re
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     JOINED,
-    check_is_stored,
     explain_unwritable,
     expression_state,
     to_array,
@@ -27,7 +25,7 @@ from scgen_diffusion.data import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -135,10 +133,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
     if unknown := [name for name in plain if name not in ATTRIBUTES]:
         msg = f"there is the unknown attribute {unknown[0]!r}"
         raise ValueError(msg)
-    weights = content["model_state_dict"]
-    for name, tensor in weights.items():
-        check_is_stored(tensor, name)
-    return ModelFile(path, registry, options, weights, _restore(plain))
+    return ModelFile(path, registry, options, content["model_state_dict"], _restore(plain))
 
 
 def _restore(plain: Any) -> Any:
@@ -148,32 +143,6 @@ def _restore(plain: Any) -> Any:
             return to_table(plain)
         return {name: _restore(value) for name, value in plain.items()}
     return to_array(plain) if isinstance(plain, torch.Tensor) else plain
-
-
-@contextmanager
-def no_more_weights_than(limit: int) -> Iterator[None]:
-    """Raise ValueError as soon as the body has built modules with more values than that; nothing is allocated."""
-    n_values, thread = 0, threading.get_ident()
-
-    def count(_: torch.nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal n_values
-        if tensor is not None and threading.get_ident() == thread:
-            n_values += tensor.numel()
-        if n_values > limit:
-            msg = f"it describes a larger network than its weights are of: {name!r} has {n_values:,} values"
-            raise ValueError(msg)
-
-    hooks = torch.nn.modules.module
-    handles = [
-        hooks.register_module_parameter_registration_hook(count),
-        hooks.register_module_buffer_registration_hook(count),
-    ]
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 # --- files of the folder ----------------------------------------------------------------------------------------------

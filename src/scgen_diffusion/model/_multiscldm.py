@@ -33,7 +33,7 @@ from scgen_diffusion.data import (
 from scgen_diffusion.module import ModalityPanel, MultimodalModule
 
 from ._encoding import check_scale, gene_columns
-from ._registration import check_is_no_view, check_setup_arguments, plain_columns
+from ._registration import plain_columns
 from ._scldm import SCLDM
 
 if TYPE_CHECKING:
@@ -153,11 +153,7 @@ class MULTISCLDM(SCLDM):
         >>> model = scgd.model.MULTISCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_setup_arguments(cls.setup_mudata, kwargs)
         check_is_mudata(mdata)
-        check_is_no_view(mdata, "mdata")
-        for name, adata in mdata.mod.items():
-            check_is_no_view(adata, f"mdata.mod[{name!r}]")
         if known := kwargs.get("source_registry"):  # registered like a model's cells, which may lack a modality
             likelihoods, layers = (dict(known["setup_args"][name]) for name in ("modalities", "layers"))
         else:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion._arguments import check_argument_names
 from scgen_diffusion.data import (
     CellFiles,
     ConditionKey,
@@ -22,35 +20,6 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.module import CONDITIONS
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-NOT_ASKED = {"adata", "mdata", "kwargs", "source_registry", "extend_categories"}  # the last two are scvi-tools' own
-OF_SCVI_TOOLS = (
-    *("batch_key", "labels_key", "categorical_covariate_keys"),
-    *("continuous_covariate_keys", "size_factor_key"),
-)
-
-
-def check_setup_arguments(method: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Raise TypeError for arguments that a setup method does not have."""
-    if others := [name for name in given if name in OF_SCVI_TOOLS]:
-        msg = (
-            f"`{method.__name__}` has no argument {others[0]!r}: give columns of classes as `condition_keys` and of "
-            "numbers as `continuous_condition_keys`. Total counts are learned."
-        )
-        raise TypeError(msg)
-    known = [name for name in inspect.signature(method).parameters if name not in NOT_ASKED]
-    check_argument_names(method.__name__, [name for name in given if name not in NOT_ASKED], known)
-
-
-def check_is_no_view(cells: AnnData | MuData, name: str) -> None:
-    """Raise if cells are a view of others; ``name`` is the user's name for them."""
-    if cells.is_view:
-        msg = f"`{name}` is a view, which cannot be registered. Give a copy: `{name} = {name}.copy()`."
-        raise ValueError(msg)
 
 
 def check_in_memory(adata: object, kind: Any = AnnData | MuData) -> None:

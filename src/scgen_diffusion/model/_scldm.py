@@ -33,7 +33,6 @@ from scgen_diffusion.train import (
 
 from ._encoding import AutoencoderModel
 from ._reference import load_reference
-from ._training import suggests_training_arguments
 from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
@@ -136,7 +135,6 @@ class SCLDM(AutoencoderModel):
         architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
         self.init_params_ = self._get_init_params(locals())
 
-    @suggests_training_arguments
     def train_autoencoder(
         self,
         max_epochs: int | None = None,
@@ -151,21 +149,13 @@ class SCLDM(AutoencoderModel):
         """
         if self._keeps_autoencoder:
             raise ValueError(AUTOENCODER_STAYS)
-        self._train(
-            ["autoencoder"],
-            max_epochs=max_epochs,
-            train_size=train_size,
-            validation_size=validation_size,
-            **options,
-        )
+        self._train(["autoencoder"], max_epochs=max_epochs, shares=(train_size, validation_size), **options)
 
-    @suggests_training_arguments
     def train_prior(self, max_epochs: int | None = None, **options: Any) -> None:
         """Train only the prior, with the autoencoder's split of the cells. Options as in :meth:`train`."""
         self._check_has_autoencoder()
         self._train(["prior"], max_epochs=max_epochs, **options)
 
-    @suggests_training_arguments
     def train_perturbation_flow(
         self,
         max_epochs: int | None = None,

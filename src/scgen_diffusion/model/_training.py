@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from scvi import settings
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import (
-    check_argument_names,
     check_count,
     is_number,
     known_names,
@@ -34,23 +32,6 @@ MAX_VALIDATION_CELLS = 2000
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
 FURTHER_SEEDS = {"prior": 1, "perturbation_flow": 2}  # added to scvi-tools' seed
 SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
-OF_EVERY_STAGE = ("batch_size", "plan_kwargs", "datamodule")
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def suggests_training_arguments(method: Callable[P, R]) -> Callable[P, R]:
-    """Make a method that trains reject arguments that neither it nor Lightning's trainer has."""
-    own = inspect.signature(method).parameters.values()
-    known = [one.name for one in own if one.name != "self" and one.kind is not one.VAR_KEYWORD]
-    known += [*OF_EVERY_STAGE, *RunOptions.names()]
-
-    @wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_argument_names(method.__name__, kwargs, known)
-        return method(*args, **kwargs)
-
-    return call
 
 
 @dataclass(frozen=True)
@@ -134,7 +115,6 @@ def plan_runs(
             change = {"batch_size": batch_size, **change}
         if options.early_stopping or epochs[stage] is not None:
             change = {"patience": USUAL_PATIENCE if options.early_stopping else None, **change}
-        check_argument_names("plan_kwargs", change, [option.name for option in fields(usual)])
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
         default = recipe.max_epochs(n_cells)

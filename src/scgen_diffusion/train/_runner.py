@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_count, is_number
+from scgen_diffusion._arguments import check_count, is_number, known_names
 from scgen_diffusion._compat import dump_checkpoint, handle_sigterm_by, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_read, read_torch, write_atomically
 
@@ -99,17 +99,15 @@ class RunOptions:
     compile: bool = False
     of_trainer: Mapping[str, Any] = field(default_factory=dict)
 
-    @staticmethod
-    def names() -> list[str]:
-        """List the names that :meth:`of` takes."""
-        of_trainer = set(inspect.signature(pl.Trainer).parameters) - OF_STAGES
-        return sorted({*of_trainer, *(each.name for each in fields(RunOptions))} - {"of_trainer"})
-
     @classmethod
     def of(cls, checkpoint_dir: str | os.PathLike[str] | None = None, **options: Any) -> Self:
         """Sort the arguments of ``train``."""
         own = {each.name for each in fields(cls)}
         of_trainer = {name: options.pop(name) for name in [*options] if name not in own}
+        known = sorted((set(inspect.signature(pl.Trainer).parameters) - OF_STAGES) | own)
+        if unknown := [name for name in of_trainer if name not in known]:
+            msg = f"`train` has no argument {unknown[0]!r}. {known_names(unknown[0], known)}"
+            raise TypeError(msg)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
         callbacks = options.pop("callbacks", None) or ()
         return cls(**options, callbacks=callbacks, checkpoint_dir=folder, of_trainer=of_trainer)
