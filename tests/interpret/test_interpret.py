@@ -233,9 +233,9 @@ def test_loadings_are_near_the_exact_derivative(opened):
 
 
 def test_specificity_is_centred_over_genes_and_over_the_heads_of_a_layer(opened):
-    raw, specific = (interpret.head_loadings(opened, seed=0, relative=value) for value in (False, True))
+    raw = interpret.head_loadings(opened, seed=0)
+    specific = interpret.head_specificity(raw)
 
-    pd.testing.assert_frame_equal(interpret.head_specificity(raw), specific)
     np.testing.assert_allclose(specific.mean(), 0, atol=1e-9)
     for heads in (HEADS[:2], HEADS[2:]):
         np.testing.assert_allclose(specific[heads].mean(axis=1), 0, atol=1e-9)

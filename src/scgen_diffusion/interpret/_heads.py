@@ -16,14 +16,13 @@ from scgen_diffusion.data import resolve_seed
 from ._noised_cells import (
     ALL,
     DEFAULT_TIME,
-    Averages,
     CellBatch,
-    Moment,
-    cells_of,
-    group_cells,
+    check_times,
+    groups_of,
     noised_cells,
+    opened,
     opened_network,
-    resolve_times,
+    path_time,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def head_loadings(
     *,
     time: float = DEFAULT_TIME,
     tokens: Tokens | None = None,
-    relative: bool = False,
     conditional: bool = True,
     n_probes: int = 1,
     batch_size: int | None = None,
@@ -87,9 +85,6 @@ def head_loadings(
     tokens
         ``"global"``: tokens that read all genes, each with its own weights. ``"patches"``: tokens of patches. Default:
         the global tokens if the network has any.
-    relative
-        Whether to return what is specific to a head, see :func:`head_specificity`. Raw loadings are similar in all
-        heads.
     conditional
         Whether to give the network each cell's conditions, or none; then given cells in memory need none. Of a cell
         without one of its labels, a network trained with ``condition_strategy="joint"`` gets none. With
@@ -105,7 +100,8 @@ def head_loadings(
     Returns
     -------
     pandas.DataFrame
-        Genes by heads; ``L0H2`` is head 2 of layer 0.
+        Genes by heads; ``L0H2`` is head 2 of layer 0. They are similar in all heads; :func:`head_specificity` returns
+        what is specific to a head.
 
     Raises
     ------
@@ -125,14 +121,13 @@ def head_loadings(
     whatever the gene. A network with shuffled weights (:func:`shuffle_weights`) shows what comes from the architecture
     alone.
     """
-    network = opened_network(model)
-    source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, most=1)
+    network, source, rows = opened(model, adata, indices)
+    (timestep,) = check_times(model.module.path, time, most=1)
     check_count("n_probes", n_probes)
     places = places_of(network, tokens)
     total = np.zeros((len(head_names(network)), source.n_vars))
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        x_t, t, condition = batch.at(model.module.path, moment)
+        x_t, t, condition = batch.at(model.module.path, timestep)
         with torch.enable_grad():
             x_t = x_t.detach().clone().requires_grad_()
             layers = network.head_coordinates(x_t, t, condition)
@@ -144,8 +139,7 @@ def head_loadings(
                 (gradient,) = torch.autograd.grad(coordinates, x_t, sign, retain_graph=True)
                 total[head] += gradient.square().sum(0).cpu().double().numpy()
     loadings = np.sqrt(total.T / (len(rows) * n_probes))
-    table = pd.DataFrame(loadings, index=source.var_names, columns=head_names(network))
-    return head_specificity(table) if relative else table
+    return pd.DataFrame(loadings, index=source.var_names, columns=head_names(network))
 
 
 def places_of(network: GeneDiT, tokens: Tokens | None) -> slice:
@@ -222,37 +216,38 @@ def head_effects(
     Much may pass beside the heads: tokens, also the global ones, which read and write all genes, go on past the
     attention. So an effect near zero does not mean that the network ignores a gene, not even one of all heads together.
     """
-    network, module = opened_network(model), model.module
-    source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(module.path, time, most=1)
-    groups, codes = group_cells(source, rows, groupby)
-    averages = Averages(groups)
+    network, source, rows = opened(model, adata, indices)
+    module = model.module
+    (timestep,) = check_times(module.path, time, most=1)
+    groups = groups_of(source, rows, groupby).cat
+    codes = torch.from_numpy(groups.codes.to_numpy(np.int64))
     changed = copy.deepcopy(module.averaged_network.module)
     attentions = [block.attention for block in changed.backbone.network.blocks]
     weights = [of.project_out.weight.data.unflatten(1, (of.n_heads, -1)).unbind(1) for of in attentions]
     heads = list(chain.from_iterable(weights))  # views
+    columns = [*head_names(network), ALL]
+    sums = torch.zeros(len(groups.categories), source.n_vars, len(columns), dtype=torch.float64)
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        whole = predicted_profiles(module, changed, batch, moment)
+        whole = predicted_profiles(module, changed, batch, timestep)
         effects = []
         for removed in (*([head] for head in heads), heads):
             kept = [head.clone() for head in removed]
             for head in removed:
                 head.zero_()
-            effects.append(whole - predicted_profiles(module, changed, batch, moment))
+            effects.append(whole - predicted_profiles(module, changed, batch, timestep))
             for head, weight in zip(removed, kept, strict=True):
                 head.copy_(weight)
-        averages.add(torch.stack(effects, dim=-1), codes[batch.rows])
-    names, _, means, _ = averages.results()
-    columns = [*head_names(network), ALL]
-    index = pd.MultiIndex.from_product([names, list(source.var_names)], names=["group", "gene"])
-    return pd.DataFrame(means.reshape(-1, len(columns)), index=index, columns=columns)
+        sums.index_add_(0, codes[batch.rows], torch.stack(effects, dim=-1).double().cpu())
+    means = sums / codes[rows].bincount(minlength=len(sums))[:, None, None]  # NaN for groups without cells
+    index = pd.MultiIndex.from_product([groups.categories, source.var_names], names=["group", "gene"])
+    return pd.DataFrame(means.flatten(0, 1).numpy(), index=index, columns=columns).dropna()
 
 
-def predicted_profiles(module: ProfileModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
+def predicted_profiles(module: ProfileModule, network: nn.Module, batch: CellBatch, timestep: float) -> Tensor:
     """Return the clean profiles that a network predicts from noised cells, ``(cells, genes)``, before zeros are cut."""
-    x_t, network_time, condition = batch.at(module.path, moment)
-    prediction, t = network(x_t, network_time, condition), torch.full_like(network_time, moment.path_time)
-    data, _ = module.network.target.to_data_and_noise(module.path, prediction, x_t, t)
+    x_t, timesteps, condition = batch.at(module.path, timestep)
+    t = torch.full_like(timesteps, path_time(module.path, timestep).item())
+    data, _ = module.network.target.to_data_and_noise(module.path, network(x_t, timesteps, condition), x_t, t)
     return module.expected_profiles(data)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import pandas as pd
 import torch
@@ -14,33 +14,30 @@ from ._noised_cells import (
     ALL,
     DEFAULT_TIME,
     DEFAULT_TIMES,
-    Averages,
-    cells_of,
-    group_cells,
+    check_times,
+    groups_of,
     noised_cells,
-    opened_network,
-    resolve_times,
+    opened,
+    path_time,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from anndata import AnnData
     from torch import Tensor
 
+    from scgen_diffusion.diffusion import VariancePreserving
     from scgen_diffusion.model import WBDIT
     from scgen_diffusion.nn import GeneDiT, HalfTrace, SparseCoding
 
-    from ._noised_cells import Moment
+    from ._noised_cells import CellBatch
 
 
-class Label(NamedTuple):
-    """What a number measures: a statistic of one layer, for one head or all heads together."""
-
-    layer: int
-    statistic: str
-    head: str = ALL
+#: What a number measures: the layer, the statistic, and the head, or "all" for all heads together.
+Label: TypeAlias = tuple[int, str, str]
+LABEL = ["layer", "statistic", "head"]
 
 
 def layer_statistics(
@@ -133,28 +130,20 @@ def layer_statistics(
     Yu et al. (2023), *White-box transformers via sparse rate reduction*, arXiv 2306.01129. Yu et al. (2020), *Learning
     diverse and discriminative representations via the principle of maximal coding rate reduction*, arXiv 2006.08558.
     """
-    network = opened_network(model)
-    source, rows = cells_of(model, adata, indices)
-    groups, codes = group_cells(source, rows, groupby)
-    moments = resolve_times(model.module.path, times)
-    averages = [Averages(groups) for _ in moments]
+    network, source, rows = opened(model, adata, indices)
+    groups = groups_of(source, rows, groupby).iloc[rows]
+    path = model.module.path
+    timesteps = check_times(path, times)
     batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
-    for batch in batches:
-        for moment, averages_then in zip(moments, averages, strict=True):
-            labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
-            averages_then.add(values, codes[batch.rows])
-    tables = [table_of(averages_then, labels, moment) for moment, averages_then in zip(moments, averages, strict=True)]
-    return pd.concat(tables, ignore_index=True)
-
-
-def table_of(averages: Averages, labels: Sequence[Label], moment: Moment) -> pd.DataFrame:
-    """Return one row per non-empty group and label."""
-    parts = []
-    for name, n_cells, mean, std in zip(*averages.results(), strict=True):
-        part = pd.DataFrame(labels, columns=Label._fields).assign(value=mean, std=std, n_cells=n_cells)
-        parts.append(part.assign(time=moment.network_time, noise_level=moment.noise_level, group=name))
-    columns = ["time", "noise_level", "group", *Label._fields, "value", "std", "n_cells"]
-    return pd.concat(parts, ignore_index=True)[columns]
+    measured = _measure(network, path, batches, timesteps, eps)
+    tables = []
+    for timestep, cells in zip(timesteps, measured, strict=True):
+        by_group = cells.groupby(groups.array, observed=True)
+        columns = {"value": by_group.mean(), "std": by_group.std(), "n_cells": by_group.count()}
+        table = pd.DataFrame({name: found.rename_axis("group").unstack() for name, found in columns.items()})
+        noise_level = path.sigma(path_time(path, timestep)).item()
+        tables.append(table.reset_index().astype({"group": object}).assign(time=timestep, noise_level=noise_level))
+    return pd.concat(tables, ignore_index=True)[["time", "noise_level", "group", *LABEL, *columns]]
 
 
 def head_coding_rates(
@@ -189,24 +178,28 @@ def head_coding_rates(
     RuntimeError, ValueError
         As :func:`layer_statistics`, and if there are several times.
     """
-    network = opened_network(model)
-    source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, most=1)
-    parts = []
-    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
-        of_heads = [label.statistic == "subspace_coding_rate_before" and label.head != ALL for label in labels]
-        heads = [label.head for label, is_of_head in zip(labels, of_heads, strict=True) if is_of_head]
-        parts.append(pd.DataFrame(values[:, of_heads].float().cpu().numpy(), columns=heads))
-    table = pd.concat(parts, ignore_index=True)
-    table.index = source.obs_names[rows]
-    return table
+    network, source, rows = opened(model, adata, indices)
+    timesteps = check_times(model.module.path, time, most=1)
+    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
+    (cells,) = _measure(network, model.module.path, batches, timesteps, eps)
+    rates = cells.xs("subspace_coding_rate_before", axis=1, level="statistic").drop(columns=ALL, level="head")
+    return rates.droplevel("layer", axis=1).set_axis(source.obs_names[rows]).rename_axis(columns=None)
+
+
+def _measure(
+    network: GeneDiT, path: VariancePreserving, batches: Iterable[CellBatch], timesteps: Sequence[float], eps: float
+) -> list[pd.DataFrame]:
+    """Measure every layer on every cell: a table for each timestep, with cells in rows and labels in columns."""
+    parts: list[list[pd.DataFrame]] = [[] for _ in timesteps]
+    for batch in batches:
+        for timestep, of_time in zip(timesteps, parts, strict=True):
+            found = cell_statistics(network, *batch.at(path, timestep), eps)
+            of_time.append(pd.DataFrame({label: values.double().cpu().numpy() for label, values in found.items()}))
+    return [pd.concat(own).rename_axis(columns=LABEL) for own in parts]
 
 
 @torch.no_grad()
-def cell_statistics(
-    network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor, eps: float
-) -> tuple[list[Label], Tensor]:
+def cell_statistics(network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor, eps: float) -> dict[Label, Tensor]:
     """Measure every layer on every cell.
 
     Parameters
@@ -220,8 +213,8 @@ def cell_statistics(
 
     Returns
     -------
-    tuple
-        The labels, and one number per cell for each, ``(cells, labels)``.
+    dict
+        One number per cell for each label, ``(cells,)``.
     """
     measured: dict[Label, Tensor] = {}
     dit = network.network
@@ -233,10 +226,10 @@ def cell_statistics(
         for when, tokens in (("before", attention.modulated), ("after", again)):
             scaled_eps = eps * tokens.shape[-1] ** 0.5  # LayerNorm gives a token the norm sqrt(width)
             within = subspace_coding_rate(tokens, block.attention.subspaces, scaled_eps)
-            measured[Label(layer, f"coding_rate_{when}")] = coding_rate(tokens, scaled_eps)
-            measured[Label(layer, f"subspace_coding_rate_{when}")] = within.sum(-1)
+            measured[layer, f"coding_rate_{when}", ALL] = coding_rate(tokens, scaled_eps)
+            measured[layer, f"subspace_coding_rate_{when}", ALL] = within.sum(-1)
             for head, values in enumerate(within.unbind(-1)):
-                measured[Label(layer, f"subspace_coding_rate_{when}", head_name(layer, head))] = values
+                measured[layer, f"subspace_coding_rate_{when}", head_name(layer, head)] = values
         code, operator = sparse.output, block.feed_forward
         of_layer = {
             "attention_step": relative_step(attention),
@@ -247,8 +240,8 @@ def cell_statistics(
             "sparse_coding_loss_after": sparse_coding_loss(operator, sparse.modulated, code),
             "sparse_coding_step": relative_step(sparse),
         }
-        measured |= {Label(layer, name): values for name, values in of_layer.items()}
-    return list(measured), torch.stack([values.double() for values in measured.values()], dim=1)
+        measured |= {(layer, name, ALL): values for name, values in of_layer.items()}
+    return measured
 
 
 def sparse_coding_loss(operator: SparseCoding, tokens: Tensor, code: Tensor) -> Tensor:

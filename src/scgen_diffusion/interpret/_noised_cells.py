@@ -1,9 +1,9 @@
-"""Noised cells to look at a white-box network with, and averages of what is measured on them."""
+"""Noised cells to look at a white-box network with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -35,17 +35,8 @@ DEFAULT_TIME = 500
 """A timestep at which a gene's own value says little, so the network must infer it from other genes."""
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A timestep, its time on the path's scale, and the weight of noise at it."""
-
-    network_time: float
-    path_time: float
-    noise_level: float
-
-
-def resolve_times(path: VariancePreserving, times: Sequence[float] | float, *, most: float = np.inf) -> list[Moment]:
-    """Check timesteps, and return their moments on the path.
+def check_times(path: VariancePreserving, times: Sequence[float] | float, *, most: float = np.inf) -> list[float]:
+    """Return timesteps as a list.
 
     Raises
     ------
@@ -56,44 +47,16 @@ def resolve_times(path: VariancePreserving, times: Sequence[float] | float, *, m
     if not 0 < len(values) <= most or not all(is_number(value) and 0 <= value <= highest for value in values):
         msg = f"`times` must be numbers from 0 to {highest}, but found {times!r}."
         raise ValueError(msg)
-    path_times = [path.time(torch.tensor(value, dtype=torch.float64)) for value in values]
-    return [Moment(float(v), t.item(), path.sigma(t).item()) for v, t in zip(values, path_times, strict=True)]
+    return [float(value) for value in values]
 
 
-class Averages:
-    """Means and standard deviations over the cells of each group, accumulated batch by batch.
-
-    Parameters
-    ----------
-    names
-        Names of the groups.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
-        self.n_cells = np.zeros(len(names), dtype=int)
-        self.sums: Any = 0.0  # the first batch gives the shape
-        self.squares: Any = 0.0
-
-    def add(self, values: Tensor, groups: np.ndarray) -> None:
-        """Add values of some cells, ``(cells, ...)``, with the numbers of their groups, ``(cells,)``."""
-        values, codes = values.cpu().double(), torch.from_numpy(groups)
-        empty = torch.zeros(len(self.names), *values.shape[1:], dtype=torch.float64)
-        self.sums = self.sums + empty.index_add(0, codes, values).numpy()
-        self.squares = self.squares + empty.index_add(0, codes, values.square()).numpy()
-        self.n_cells += np.bincount(groups, minlength=len(self.names))
-
-    def results(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-        """Return names, numbers of cells, means and standard deviations of non-empty groups, ``(groups, ...)``."""
-        kept = np.flatnonzero(self.n_cells)
-        n = self.n_cells[kept].reshape(-1, *[1] * (self.sums.ndim - 1))
-        means = self.sums[kept] / n
-        variances = np.clip(self.squares[kept] - n * means**2, 0, None) / np.where(n > 1, n - 1, np.nan)
-        return [self.names[group] for group in kept], self.n_cells[kept], means, np.sqrt(variances)
+def path_time(path: VariancePreserving, timestep: float) -> Tensor:
+    """Return the time of a timestep on the path's scale."""
+    return path.time(torch.tensor(timestep, dtype=torch.float64))
 
 
-def group_cells(adata: AnnData, rows: np.ndarray, groupby: str | None) -> tuple[list[str], np.ndarray]:
-    """Return the names of the groups, and the group number of every cell. Cells in ``rows`` must have one.
+def groups_of(adata: AnnData, rows: np.ndarray, groupby: str | None) -> pd.Series:
+    """Return the group of every cell as a category. Cells in ``rows`` must have one.
 
     Raises
     ------
@@ -105,13 +68,12 @@ def group_cells(adata: AnnData, rows: np.ndarray, groupby: str | None) -> tuple[
         If a cell has no value, or there are several columns of this name.
     """
     if groupby is None:
-        return [ALL], np.zeros(adata.n_obs, dtype=int)
-    column = obs_column(adata, groupby, "adata").astype("category").cat
-    codes = column.codes.to_numpy().astype(int)
-    if n_missing := int((codes[rows] < 0).sum()):
+        return pd.Series(ALL, adata.obs_names, dtype="category")
+    groups = obs_column(adata, groupby, "adata").astype("category")
+    if n_missing := int(groups.iloc[rows].isna().sum()):
         msg = f"{n_missing} cells have no value of {groupby!r}; exclude them with `indices`."
         raise ValueError(msg)
-    return list(as_labels(pd.Series(column.categories))), codes
+    return groups.cat.rename_categories(as_labels(pd.Series(groups.cat.categories)).tolist())
 
 
 @dataclass(frozen=True)
@@ -127,10 +89,10 @@ class CellBatch:
     condition: Tensor
     generators: Generators
 
-    def at(self, path: VariancePreserving, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        """Return noised cells at a time, with the network's time and their conditions."""
-        x_t = path.interpolate(self.data, self.noise, torch.full_like(self.data[:, 0], moment.path_time))
-        return x_t, torch.full_like(x_t[:, 0], moment.network_time), self.condition
+    def at(self, path: VariancePreserving, timestep: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return noised cells at a timestep, the timestep of each, and their conditions."""
+        t = torch.full_like(self.data[:, 0], path_time(path, timestep).item())
+        return path.interpolate(self.data, self.noise, t), torch.full_like(t, timestep), self.condition
 
 
 def opened_network(model: WBDIT) -> GeneDiT:
@@ -152,10 +114,12 @@ def opened_network(model: WBDIT) -> GeneDiT:
     return model.module.averaged_network.module.backbone
 
 
-def cells_of(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
-    """Return the cells to look at, by default those of the model, and the requested rows."""
-    source = model.given_cells(adata, "adata")
-    return source, check_rows(indices, source.n_obs)
+def opened(
+    model: WBDIT, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None
+) -> tuple[GeneDiT, AnnData, np.ndarray]:
+    """Return the network, the cells to look at, by default those of the model, and the requested rows."""
+    network, source = opened_network(model), model.given_cells(adata, "adata")
+    return network, source, check_rows(indices, source.n_obs)
 
 
 def noised_cells(
