@@ -214,19 +214,6 @@ def test_a_saved_model_has_its_cells_or_reads_others(multimodal, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_training_on_cells_that_lack_a_whole_modality_is_refused_before_it_starts(multimodal, quick, tmp_path):
-    multimodal.save(tmp_path / "model")
-    loaded = MULTISCLDM.load(tmp_path / "model", adata=rna_of(multimodal.adata, N_CELLS), accelerator="cpu")
-    before = values(loaded.generate(5, seed=0))
-
-    with pytest.raises(ValueError, match="load_query_data"):
-        loaded.train(1, **quick)
-
-    np.testing.assert_array_equal(values(loaded.generate(5, seed=0)), before)
-    loaded.train_prior(1, **quick)
-    assert loaded.get_reconstruction(seed=0)["prot"].n_obs == N_CELLS
-
-
 @pytest.mark.parametrize("is_padded", [False, True])
 def test_modalities_may_lack_all_cells_that_a_trained_model_reads(multimodal, is_padded):
     """A part of a MuData keeps modalities that its cells lack, and others pad them with zeros."""

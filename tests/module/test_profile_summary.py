@@ -35,8 +35,6 @@ def test_a_summary_is_that_of_the_cells_however_they_are_batched(seed, cuts):
             # the difference of two means of squares, rounded to single precision
             torch.testing.assert_close(summary.expressed_std[gene], expressed.std(correction=0), atol=1e-3, rtol=1e-4)
     assert summary.smallest == x[x > 0].min()
-    assert summary.largest == x.max()
-    torch.testing.assert_close(summary.fewest_zeros, (x == 0).float().mean(1).min())
 
 
 def test_a_gene_that_no_cell_expresses_has_the_mean_of_all_and_no_spread():

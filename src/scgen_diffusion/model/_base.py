@@ -749,8 +749,8 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            For conditions that few or no training cells have, effects that are not supported, keys that must share a
-            guidance scale, and values unlike those of training.
+            For conditions that few or no training cells have, effects that are not supported, and keys that must share
+            a guidance scale.
 
         Raises
         ------

@@ -201,7 +201,6 @@ class Prediction(Job):
     ) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
         """Predict some cells; the provenance of a part has the sums of its profiles."""
         x, sums = self._predict(rows, progress)
-        self.warn_of_odd_values(x)
         obs, obsm = self._conditions(rows)
         as_they_are = {"sums": {"numbers": sums.numbers, "values": sums.values}}
         return x, obs, self.provenance | (as_they_are if as_part else self.mean_change(sums)), obsm

@@ -79,14 +79,15 @@ class AutoencoderModel(DiffusionModel):
         TypeError, ValueError
             For what is not cells, other genes, another kind of values, and unknown conditions of cells in files.
         """
-        seed = resolve_seed(seed)
         parts = []
-        for x, rows in self._expression(adata, indices, batch_size):
-            posterior = self.module.inference(x)["posterior"]
+        for tensors, generators in self._batches(adata, indices, batch_size, seed):
+            posterior = self.module.inference(tensors[REGISTRY_KEYS.X_KEY])["posterior"]
             if return_dist:
                 values = torch.stack([posterior.mean, posterior.std.square()])
+            elif give_mean:
+                values = posterior.mean[None]
             else:
-                values = (posterior.mean if give_mean else posterior.draw(self._noise(rows, seed)))[None]
+                values = posterior.draw(generators.normal(*self.module.latent_shape))[None]
             parts.append(values.flatten(2).float().cpu())
         latents = torch.cat(parts, dim=1).numpy()
         return (latents[0], latents[1]) if return_dist else latents[0]
@@ -223,9 +224,9 @@ class AutoencoderModel(DiffusionModel):
         keep_dense = not sample or self._outputs[0] == "log1p"
         source = self.given_cells(adata, "adata")
         values = []
-        for x, cells in self._expression(adata, indices, batch_size):
-            generators = Generators(seed, cells.tolist(), x.device) if sample else None
-            values.append(rows_of(self._reconstruct(x, generators), sparse=not keep_dense))
+        for tensors, generators in self._batches(adata, indices, batch_size, seed):
+            decoded = self._reconstruct(tensors[REGISTRY_KEYS.X_KEY], generators if sample else None)
+            values.append(rows_of(decoded, sparse=not keep_dense))
             check_finite(values[-1])
         stacked = stack_rows(values)
         obs = drop_unused_categories(source.obs.iloc[row_numbers(indices, source.n_obs)])
@@ -355,32 +356,28 @@ class AutoencoderModel(DiffusionModel):
         seed: int | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return each cell's negative log-likelihood at one draw of the latent, and its KL divergence, ``(cells,)``."""
-        seed = resolve_seed(seed)
         errors, divergences = [], []
-        for tensors, rows in self._batches(adata, indices, batch_size):
-            _, _, losses = self.module(tensors, inference_kwargs={"noise": self._noise(rows, seed)})
+        for tensors, generators in self._batches(adata, indices, batch_size, seed):
+            noise = generators.normal(*self.module.latent_shape)
+            _, _, losses = self.module(tensors, inference_kwargs={"noise": noise})
             errors.append(losses.reconstruction_loss["reconstruction_loss"].cpu())
             divergences.append(losses.kl_local["kl_local"].cpu())
         return torch.cat(errors).numpy(), torch.cat(divergences).numpy()
 
-    def _noise(self, rows: np.ndarray, seed: int) -> Tensor:
-        """Draw standard normal noise for cells with these row numbers, ``(cells, tokens, n_latent)``."""
-        return Generators(seed, rows.tolist(), self.device).normal(*self.module.latent_shape)
-
-    def _expression(
-        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
-    ) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Yield expression on the model's device, and the cells' row numbers."""
-        return ((tensors[REGISTRY_KEYS.X_KEY], rows) for tensors, rows in self._batches(adata, indices, batch_size))
-
     def _batches(
-        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
-    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Yield the tensors of cells, on the model's device, with their row numbers. Those in memory need no labels."""
+        self,
+        adata: AnnData | CellFiles | None,
+        indices: Sequence[int] | np.ndarray | None,
+        batch_size: int | None,
+        seed: int | None,
+    ) -> Iterator[tuple[Mapping[str, Tensor], Generators]]:
+        """Yield tensors of cells, on the model's device, with their random numbers. Cells in memory need no labels."""
         self._check_has_autoencoder()
+        seed = resolve_seed(seed)
         batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
-        batch_size = self._engine.round_to_blocks(batch_size)  # a block's random numbers are drawn together
-        yield from self._read(*self._source(adata, "adata", indices, with_labels=False), batch_size)
+        source = self._source(adata, "adata", indices, with_labels=False)
+        for tensors, rows in self._read(*source, self._engine.round_to_blocks(batch_size)):
+            yield tensors, Generators(seed, rows.tolist(), self.device)
 
     def _check_has_autoencoder(self) -> None:
         if "autoencoder" not in self.trained_stages_:
@@ -421,21 +418,16 @@ class AutoencoderModel(DiffusionModel):
         adata, indices, n_samples, return_mean, return_numpy, batch_size, seed
             As for :meth:`get_normalized_expression`.
         """
-        seed = resolve_seed(seed)
         keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
         source = None if keeps_samples or return_numpy else self.given_cells(adata, "adata")  # a table needs names
         parts = []
-        for x, rows in self._expression(adata, indices, batch_size):
+        for tensors, generators in self._batches(adata, indices, batch_size, seed):
+            x = tensors[REGISTRY_KEYS.X_KEY]
             posterior = self.module.inference(x)["posterior"]
-            generators = Generators(seed, rows.tolist(), x.device)
-            samples, total = [], torch.zeros(())  # the mean needs no memory for all samples
-            for _ in range(n_samples):
-                values = decode(x, posterior.draw(generators.normal(*self.module.latent_shape)))
-                if keeps_samples:
-                    samples.append(values.cpu())
-                else:
-                    total = total.to(values) + values
-            parts.append((torch.stack(samples) if keeps_samples else total / n_samples).cpu().numpy())
+            noise = (generators.normal(*self.module.latent_shape) for _ in range(n_samples))
+            samples = (decode(x, posterior.draw(each)) for each in noise)  # the mean needs no memory for all of them
+            values = torch.stack([each.cpu() for each in samples]) if keeps_samples else sum(samples) / n_samples
+            parts.append(values.cpu().numpy())
         values = np.concatenate(parts, axis=-2)
         if source is None:
             return values
@@ -453,10 +445,9 @@ class AutoencoderModel(DiffusionModel):
         """Draw reconstructions of cells, and keep some columns, as ``posterior_predictive_sample`` does."""
         import sparse  # imported here because it takes a second
 
-        seed, n_samples = resolve_seed(seed), check_count("n_samples", n_samples)
-        parts = []
-        for x, rows in self._expression(adata, indices, batch_size):
-            generators = Generators(seed, rows.tolist(), x.device)
+        n_samples, parts = check_count("n_samples", n_samples), []
+        for tensors, generators in self._batches(adata, indices, batch_size, seed):
+            x = tensors[REGISTRY_KEYS.X_KEY]
             samples = [self._reconstruct(x, generators, n)[:, columns].cpu().numpy() for n in range(n_samples)]
             check_finite(drawn := np.stack(samples, axis=-1))
             parts.append(sparse.GCXS.from_numpy(drawn[..., 0] if n_samples == 1 else drawn))
@@ -473,8 +464,8 @@ def _mean_or_all(values: np.ndarray, *, return_mean: bool) -> float | np.ndarray
     return float(values.mean(dtype=float)) if return_mean else values
 
 
-def gene_columns(gene_list: Sequence[str] | None, genes: pd.Index, kind: str = "gene") -> np.ndarray:
-    """Return the columns of some genes, in the model's order; None means all. Errors call them by their kind."""
+def gene_columns(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
+    """Return the columns of some genes, in the model's order; None means all."""
     if gene_list is None:
         return np.arange(len(genes))
     if isinstance(gene_list, str):
@@ -482,7 +473,7 @@ def gene_columns(gene_list: Sequence[str] | None, genes: pd.Index, kind: str = "
         raise TypeError(msg)
     gene_list = list(gene_list)
     if unknown := [gene for gene in gene_list if gene not in genes]:
-        msg = f"`gene_list` has the unknown {kind} {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
+        msg = f"`gene_list` has the unknown name {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
         raise ValueError(msg)
     return np.flatnonzero(genes.isin(gene_list))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scgen_diffusion.diffusion import DDIMSampler
 from scgen_diffusion.module import GeneSpaceModule, ProfileModule, change_options
@@ -11,8 +11,8 @@ from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
     DiffusionPlan,
     describe_totals,
+    include_cells,
     start_gene_space,
-    widen_limits,
 )
 
 from ._base import DiffusionModel
@@ -37,11 +37,6 @@ class GeneSpaceModel(DiffusionModel):
     _stages_to_generate = frozenset(_stages)
     module: GeneSpaceModule
     architecture: GeneSpaceArchitecture
-
-    def get_normalized_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise NotImplementedError: the model does not encode cells."""
-        msg = f"{type(self).__name__} has no `get_normalized_expression`; SCLDM has. Use `generate` for new cells."
-        raise NotImplementedError(msg)
 
     def _train_diffusion(self, run: StageRun) -> StagePlan:
         module, cells = self.module, self._cells
@@ -92,9 +87,9 @@ class ProfileModel(GeneSpaceModel):
 
     def _start_training(self) -> None:
         super()._start_training()
-        if self.is_trained_:
-            keeps_cells = self.reference_ is not None and self.reference_["trainable"] not in ("network", "all")
-            widen_limits(self.module, self._cells, self.train_indices_, cut=not keeps_cells)
+        keeps_cells = self.reference_ is not None and self.reference_["trainable"] not in ("network", "all")
+        if self.is_trained_ and not keeps_cells:
+            include_cells(self.module, self._cells, self.train_indices_)
 
     def _recipe(self, stage: str) -> Recipe:
         return DIFFUSION_RECIPES[type(self).__name__][self._recipe_name]

@@ -10,22 +10,18 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import check_order_of_totals, digest_of, drop_unused_categories, stack_rows
 from scgen_diffusion.generation import CellRequest, describe_condition
-from scgen_diffusion.module import ProfileModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from anndata import AnnData
 
-    from scgen_diffusion.data import ConditionRequest, Rows
+    from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.generation import CellGenerator, SamplingOptions
 
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
-LARGEST_VALUE = 1.5  # times the largest training value
-FEWEST_ZEROS = 0.5  # times the zeros of the training cell with the fewest
 
 
 @dataclass
@@ -106,27 +102,6 @@ class Job(ABC):
         """Return the ``uns`` of the file, from those of the parts: that of any part."""
         return next(parts)
 
-    def warn_of_odd_values(self, x: Rows) -> None:
-        """Warn if generated profiles have values far above training, or far fewer zeros.
-
-        The mean zeros of training cells would say little: deep cells have far fewer than others. So the fewest count.
-        """
-        module = self.engine.module
-        if self.request.sampling.output != "log1p" or not isinstance(module, ProfileModule):
-            return
-        values = x if isinstance(x, np.ndarray) else x.data
-        largest, zeros = module.largest_value.item(), module.training_zeros.item()
-        if x.max() > LARGEST_VALUE * largest:
-            warn_user(
-                f"Sampling seems to have diverged: the largest value is {x.max():.3g}, in training it was "
-                f"{largest:.3g}. Try more steps, another sampler or less guidance, or train longer."
-            )
-        if (share := 1 - np.count_nonzero(values) / np.prod(x.shape)) < FEWEST_ZEROS * zeros:
-            warn_user(
-                f"{share:.0%} of the values are zeros, but at least {zeros:.0%} in every training cell. Train "
-                "longer, or set `zero_value` (zero negation) or `head='spike_and_slab'`."
-            )
-
 
 @dataclass
 class Generation(Job):
@@ -183,7 +158,6 @@ class Generation(Job):
             parts.append((x, codes))
             progress.update(len(codes))
         x, codes = stack_rows([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
-        self.warn_of_odd_values(x)
         names = pd.Index([f"{self.name}-{number}" for number in rows])
         conditions = self.engine.conditions
         return x, conditions.to_obs(codes, names), self.provenance, conditions.to_obsm(codes)

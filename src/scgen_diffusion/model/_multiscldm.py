@@ -29,6 +29,7 @@ from scgen_diffusion.data import (
     layer_of,
     modalities_of,
     resolve_modalities,
+    resolve_seed,
 )
 from scgen_diffusion.module import ModalityPanel, MultimodalModule
 
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from sparse import GCXS
     from torch import Tensor
 
-    from scgen_diffusion.train import StagePlan
-
-    from ._training import StageRun
 
 CELLS_AT_A_TIME = 1_024
 
@@ -216,7 +214,7 @@ class MULTISCLDM(SCLDM):
             Features of ``modality`` to return, in the model's order; default: all.
         library_size
             Sum of a cell's values. ``"latent"``: expected counts, or probabilities, at each cell's own total. Default:
-            1 for counts, and ``"latent"`` for probabilities. A number for probabilities needs their ``modality``.
+            1 for counts, and ``"latent"`` for probabilities.
         n_samples, return_mean, return_numpy, batch_size, seed
             As for :meth:`SCLDM.get_normalized_expression`.
 
@@ -233,8 +231,8 @@ class MULTISCLDM(SCLDM):
         RuntimeError
             If the autoencoder is not trained; and if a total must be predicted, but the prior is not trained.
         ValueError
-            As :meth:`get_latent_representation`, for an unknown modality, feature or size, a ``gene_list`` without
-            ``modality``, and a number for probabilities without ``modality`` or above the number of features.
+            As :meth:`get_latent_representation`, for an unknown modality, feature or size, and a size of probabilities
+            that is not below the number of features.
 
         Examples
         --------
@@ -242,32 +240,22 @@ class MULTISCLDM(SCLDM):
         ...     modality="prot", library_size="latent", n_samples=25, seed=0
         ... )  # doctest: +SKIP
         """
-        columns, modalities = self._columns_by_modality(modality, gene_list), self.modalities
-        probabilities = [name for name in columns if modalities[name].likelihood == "bernoulli"]
-        scale = check_scale(1 if library_size is None else library_size)
-        if probabilities and library_size is not None and scale is not None:
-            name, most = probabilities[0], len(modalities[probabilities[0]].features)
-            if modality is None or scale >= most:
-                msg = (
-                    f"`library_size` is {library_size!r}, but {name!r} has zeros and ones. Their sum must be below "
-                    f"{most}, the number of features, and is set with `modality={name!r}` only."
-                )
-                raise ValueError(msg)
-        names = list(modalities)
-        sizes = {names.index(n): None if n in probabilities and library_size is None else scale for n in columns}
+        how: dict[str, Any] = {"n_samples": n_samples, "return_mean": return_mean, "return_numpy": return_numpy}
+        if modality is None:
+            how |= {"gene_list": gene_list, "library_size": library_size}
+            how |= {"batch_size": batch_size, "seed": resolve_seed(seed)}
+            return {m: self.get_normalized_expression(adata, indices, modality=m, **how) for m in self.modalities}
+        number, features = self._locate_modality(modality)
+        columns, is_binary = gene_columns(gene_list, features), self.modalities[modality].likelihood == "bernoulli"
+        scale = check_scale(("latent" if is_binary else 1) if library_size is None else library_size)
+        if is_binary and scale is not None and scale >= len(features):
+            msg = f"`library_size` of zeros and ones must be below {len(features)}, their number, but found {scale}."
+            raise ValueError(msg)
 
         def decode(x: Tensor, z: Tensor) -> Tensor:
-            decoded = self.module.expected_values(x, z, sizes)
-            return torch.cat([values[:, wanted] for values, wanted in zip(decoded, columns.values(), strict=True)], 1)
+            return self.module.expected_values(x, z, number, scale)[:, columns]
 
-        features = [name for own, wanted in columns.items() for name in np.array(modalities[own].features)[wanted]]
-        how = n_samples, return_mean, return_numpy, batch_size, seed
-        values = self._decode_draws(decode, pd.Index(features), adata, indices, *how)
-        parts = {
-            name: values.iloc[:, own] if isinstance(values, pd.DataFrame) else values[..., own]
-            for name, own in _consecutive(columns).items()
-        }
-        return parts if modality is None else parts[modality]
+        return self._decode_draws(decode, features[columns], adata, indices, batch_size=batch_size, seed=seed, **how)
 
     @torch.inference_mode()
     def posterior_predictive_sample(
@@ -318,15 +306,14 @@ class MULTISCLDM(SCLDM):
         RuntimeError
             If the autoencoder is not trained; and if cells lack a modality, but the prior is not trained.
         ValueError
-            As :meth:`get_latent_representation`, for an unknown modality or feature, and a ``gene_list`` without
-            ``modality``.
+            As :meth:`get_latent_representation`, and for an unknown modality or feature.
         """
-        columns = self._columns_by_modality(modality, gene_list)
-        starts = dict(zip(self.modalities, np.cumsum([0, *self.module.n_features]), strict=False))
-        chosen = np.concatenate([starts[name] + wanted for name, wanted in columns.items()])
-        samples = self._sample_counts(chosen, adata, indices, n_samples, batch_size, seed)
-        parts = {name: samples[:, own] for name, own in _consecutive(columns).items()}
-        return parts if modality is None else parts[modality]
+        if modality is None:
+            how = {"n_samples": n_samples, "gene_list": gene_list, "batch_size": batch_size, "seed": resolve_seed(seed)}
+            return {m: self.posterior_predictive_sample(adata, indices, modality=m, **how) for m in self.modalities}
+        number, features = self._locate_modality(modality)
+        columns = sum(self.module.n_features[:number]) + gene_columns(gene_list, features)
+        return self._sample_counts(columns, adata, indices, n_samples, batch_size, seed)
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -381,32 +368,13 @@ class MULTISCLDM(SCLDM):
     def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
         """Do nothing: joining the modalities checks their values."""
 
-    def _train_autoencoder(self, run: StageRun) -> StagePlan:
-        if self.reference_ is None and "autoencoder" in self.trained_stages_:
-            for name, is_there in zip(self.modalities, self._find_modalities(), strict=True):
-                if not is_there:
-                    msg = (
-                        f"No training cell has the modality {name!r}, which the model would unlearn. Train on cells "
-                        "that have it, or call `load_query_data`, which keeps what the model knows of it."
-                    )
-                    raise ValueError(msg)
-        return super()._train_autoencoder(run)
-
-    def _find_modalities(self) -> Tensor:
-        """Return which modalities any training cell has, ``(modalities,)``."""
-        found = torch.zeros(len(self.modalities), dtype=torch.bool)
-        for batch in self._cells.loader(self.train_indices_, CELLS_AT_A_TIME):
-            found |= self.module.has(batch[REGISTRY_KEYS.X_KEY]).any(0).cpu()
-            if found.all():
-                break
-        return found
-
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""
         trained, module = super()._trained_rows(stage), self.module
         if stage == "perturbation_flow":
             return trained
-        has = self._find_modalities()
+        batches = self._cells.loader(self.train_indices_, CELLS_AT_A_TIME)
+        has = torch.stack([module.has(batch[REGISTRY_KEYS.X_KEY]).any(0).cpu() for batch in batches]).any(0)
         if has.all():
             return trained
         trained = dict.fromkeys(module.parameters()) if trained is None else trained
@@ -416,19 +384,12 @@ class MULTISCLDM(SCLDM):
             trained = {parameter: rows for parameter, rows in trained.items() if parameter not in absent}
         return trained
 
-    def _columns_by_modality(self, modality: str | None, gene_list: Sequence[str] | None) -> dict[str, np.ndarray]:
-        """Return the columns of the wanted features within each modality; None means all modalities."""
-        modalities = self.modalities
-        if modality is None and gene_list is not None:
-            msg = f"`gene_list` names features of one modality; set `modality` to one of {list(modalities)}."
+    def _locate_modality(self, name: str) -> tuple[int, pd.Index]:
+        """Return the number of a modality, and the names of its features."""
+        if name not in (names := list(self.modalities)):
+            msg = f"There is no `modality` {name!r} in the model. {known_names(name, names)}"
             raise ValueError(msg)
-        if modality is not None and modality not in list(modalities):
-            msg = f"There is no modality {modality!r} in the model. {known_names(modality, list(modalities))}"
-            raise ValueError(msg)
-        return {
-            name: gene_columns(gene_list, pd.Index(modalities[name].features), f"{name!r} feature")
-            for name in (modalities if modality is None else [modality])
-        }
+        return names.index(name), pd.Index(self.modalities[name].features)
 
     def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], **options: Any) -> Any:
         return build_mudata(x, obs, self.modality_vars_, uns, is_log1p=False, **options)
@@ -436,9 +397,3 @@ class MULTISCLDM(SCLDM):
     @property
     def _n_features(self) -> Sequence[int]:
         return self.module.n_features
-
-
-def _consecutive(columns: Mapping[str, np.ndarray]) -> dict[str, slice]:
-    """Return where the chosen columns of each modality are, one after the other."""
-    ends = np.cumsum([len(wanted) for wanted in columns.values()])
-    return {name: slice(end - len(wanted), end) for (name, wanted), end in zip(columns.items(), ends, strict=True)}

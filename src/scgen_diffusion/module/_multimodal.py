@@ -243,33 +243,21 @@ class MultimodalModule(SCLDMModule):
             raise RuntimeError(msg)
         return self.library_size.draw(self.null_condition.expand(len(z), -1), z, level, totals)
 
-    def expected_values(self, x: Tensor, z: Tensor, library_sizes: Mapping[int, float | None]) -> list[Tensor]:
-        """Decode some modalities of cells, without counting noise.
+    def expected_values(self, x: Tensor, z: Tensor, modality: int, library_size: float | None) -> Tensor:
+        """Decode a modality of cells ``x`` with latents ``z``, without counting noise, ``(cells, features)``.
 
-        Parameters
-        ----------
-        x, z
-            Cells and their latents.
-        library_sizes
-            Modalities, by number, and the sum of their values. Of counts, these are frequencies without outliers. None
-            gives expected values at each cell's own total, which is predicted if the cell lacks the modality.
-
-        Returns
-        -------
-        list of Tensor
-            For each of these modalities, ``(cells, features)``.
+        The values of a cell add up to ``library_size``; of counts, they are frequencies without outliers. None gives
+        expected values at each cell's own total, which is predicted if the cell lacks the modality.
         """
-        own = [number for number, size in library_sizes.items() if size is None]
-        totals = self.totals(x) if self.has(x)[:, own].all() else self.decoding_totals(x, z, None)
-        values = []
-        for number, size in library_sizes.items():
-            outputs = self.decoder.parts[number](z)
-            if size is not None and self.modalities[number].likelihood != "bernoulli":
-                values.append(outputs[..., 0].float().softmax(1) * size)
-                continue
-            total = totals[:, number, None] if size is None else torch.full_like(totals[:, :1], size)
-            values.append(self.likelihood.parts[number].mean(outputs, total))
-        return values
+        outputs = self.decoder.parts[modality](z)
+        if library_size is not None and self.modalities[modality].likelihood != "bernoulli":
+            return outputs[..., 0].float().softmax(1) * library_size
+        if library_size is not None:
+            total = torch.full_like(self.totals(x)[:, :1], library_size)
+        else:
+            totals = self.totals(x) if self.has(x)[:, modality].all() else self.decoding_totals(x, z, None)
+            total = totals[:, modality, None]
+        return self.likelihood.parts[modality].mean(outputs, total)
 
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor:
         """Draw the share of counts that the encoder sees, ``(cells, features of all)``; zero for hidden modalities."""

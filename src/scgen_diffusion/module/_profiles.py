@@ -53,35 +53,28 @@ class ProfileSummary:
     expressed_mean, expressed_std
         Mean and standard deviation of its value in these cells, ``(genes,)``; for genes without such cells, the mean
         over all genes and 0.
-    smallest, largest
-        Extremes of all values above zero.
-    fewest_zeros
-        Smallest share of zeros of a cell.
+    smallest
+        Smallest value above zero.
     """
 
     frequency: Tensor
     expressed_mean: Tensor
     expressed_std: Tensor
     smallest: Tensor
-    largest: Tensor
-    fewest_zeros: Tensor
 
     @classmethod
     def of(cls, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> ProfileSummary:
         """Summarise batches of profiles ``(cells, genes)``, read once, for a module on ``device``."""
-        n_cells, sums = 0, torch.zeros(1)
-        smallest, largest, fewest_zeros = torch.tensor(torch.inf), torch.tensor(0.0), torch.tensor(1.0)
+        n_cells, sums, smallest = 0, torch.zeros(1), torch.tensor(torch.inf)
         for profile in batches:
             x = profile.cpu().double()
             sums = sums + torch.stack([(x > 0).sum(0), x.sum(0), x.square().sum(0)])
             n_cells += len(x)
             smallest = torch.minimum(smallest, x.where(x > 0, torch.inf).min())
-            largest = torch.maximum(largest, x.max())
-            fewest_zeros = torch.minimum(fewest_zeros, (x == 0).double().mean(1).min())
         n_expressed, total, squares = sums
         mean = (total / n_expressed).where(n_expressed > 0, total.sum() / n_expressed.sum())
         variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)
-        parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest, largest, fewest_zeros)
+        parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest)
         return cls(*(part.float().to(device) for part in parts))
 
     def moments(self, zero: float) -> tuple[Tensor, Tensor]:
@@ -199,9 +192,7 @@ class ProfileModule(GeneSpaceModule):
     architecture: ProfileArchitecture
     shift: Tensor
     scale: Tensor
-    training_zeros: Tensor
     smallest_value: Tensor
-    largest_value: Tensor
 
     def __init__(
         self,
@@ -219,9 +210,7 @@ class ProfileModule(GeneSpaceModule):
         self.input_values = input_values
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
-        self.register_buffer("training_zeros", torch.tensor(float("nan")))
         self.register_buffer("smallest_value", torch.tensor(0.0))
-        self.register_buffer("largest_value", torch.tensor(float("nan")))
 
     # --- from profiles to the network's values and back ---------------------------------------------------------------
 
@@ -251,7 +240,7 @@ class ProfileModule(GeneSpaceModule):
         return ProfileSummary.of((log_profile(x, self.input_values) for x in batches), self.shift.device)
 
     def start_from(self, batches: Iterable[Tensor]) -> None:
-        """Set scale, limits of values and the distribution of each gene from training cells.
+        """Set scale, smallest value and the distribution of each gene from training cells.
 
         They are batches of expression ``(cells, genes)``, which are read once.
         """
@@ -260,9 +249,7 @@ class ProfileModule(GeneSpaceModule):
             mean, std = summary.moments(zero)
             self.shift.copy_(mean)
             self.scale.copy_(std.clamp(min=SMALLEST_SCALE))
-        self.training_zeros.copy_(summary.fewest_zeros)
         self.smallest_value.copy_(summary.smallest)
-        self.largest_value.copy_(summary.largest)
         for network in self.both_networks:
             network.start_from(
                 spike=(zero - self.shift) / self.scale,
@@ -271,13 +258,9 @@ class ProfileModule(GeneSpaceModule):
                 std=summary.expressed_std / self.scale,
             )
 
-    def widen_limits(self, batches: Iterable[Tensor], *, cut: bool) -> None:
-        """Let the limits of values include those of further training cells; with ``cut``, also that of zeros."""
-        summary = self._summarise(batches)
-        self.training_zeros.clamp_(max=summary.fewest_zeros)
-        self.largest_value.clamp_(min=summary.largest)
-        if cut:
-            self.smallest_value.clamp_(max=summary.smallest)
+    def include(self, batches: Iterable[Tensor]) -> None:
+        """Let the smallest value be that of further training cells, if they have smaller ones."""
+        self.smallest_value.clamp_(max=self._summarise(batches).smallest)
 
     def whole_cells(self, x: Tensor) -> Tensor:
         """Return the data of cells ``x (cells, genes)``."""

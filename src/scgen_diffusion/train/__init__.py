@@ -4,11 +4,11 @@ from ._initialise import (
     add_absent_effects,
     correct_effects,
     describe_totals,
+    include_cells,
     learn_later_effects,
     standardise_latents,
     start_autoencoder,
     start_gene_space,
-    widen_limits,
 )
 from ._latents import LatentCache, LatentData, cache_latents
 from ._perturbation_stage import (

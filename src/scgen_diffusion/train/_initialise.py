@@ -235,9 +235,9 @@ def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.
 
 
 @torch.no_grad()
-def widen_limits(module: ProfileModule, cells: TrainingCells, indices: np.ndarray, *, cut: bool) -> None:
-    """Let the limits of values include those of the cells ``indices``; with ``cut``, also that of zeros."""
-    module.widen_limits(_expression(module, cells, indices), cut=cut)
+def include_cells(module: ProfileModule, cells: TrainingCells, indices: np.ndarray) -> None:
+    """Let the smallest value that a module knows be that of the cells ``indices``, if they have smaller ones."""
+    module.include(_expression(module, cells, indices))
 
 
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
