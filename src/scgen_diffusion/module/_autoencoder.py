@@ -102,7 +102,7 @@ class Encoder(nn.Module):
         is_eager_on_cpu = values.device.type == "cpu" and not torch.compiler.is_compiling()
         if is_eager_on_cpu or not pool.mask_padding:
             return pool(*expressed_genes(values, length=self.padded_length))
-        return pool.pool_panel(values)
+        return pool(torch.arange(1, values.shape[1] + 1, device=values.device).expand_as(values), values)
 
 
 class Decoder(nn.Module):

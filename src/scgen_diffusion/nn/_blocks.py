@@ -180,14 +180,7 @@ class CrossAttentionBlock(nn.Module):
 
     def forward(self, queries: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Update queries ``(cells or 1, queries, width)`` from each cell's tokens, as returned by :meth:`project`."""
-        return self._update(queries, self.attention(self.norm_queries(queries), keys_values, mask))
-
-    def pool_scaled(self, queries: Tensor, table: Tensor, scales: Tensor) -> Tensor:
-        """Update queries ``(1, queries, width)`` from each cell's multiples ``(cells, rows)`` of projected rows."""
-        return self._update(queries, self.attention.attend_scaled(self.norm_queries(queries), table, scales))
-
-    def _update(self, queries: Tensor, attended: Tensor) -> Tensor:
-        updated = queries + attended
+        updated = queries + self.attention(self.norm_queries(queries), keys_values, mask)
         return updated + self.feed_forward(self.norm_feed_forward(updated))
 
 

@@ -99,32 +99,19 @@ class AttentionPooling(nn.Module):
         self.blocks = nn.Sequential(*(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers)))
 
     def forward(self, genes: Tensor, values: Tensor) -> Tensor:
-        """Pool what :func:`expressed_genes` returns into tokens ``(cells, n_tokens, width)``."""
+        """Pool numbers of genes and their values, both ``(cells, genes)``, into tokens ``(cells, n_tokens, width)``.
+
+        Genes without a value are masked.
+        """
         if self.value_after_norm:
             keys_values = embedding(genes, self.pool.project(self.embed_gene.weight)) * values[..., None]
         else:
             keys_values = self.pool.project(self.embed_gene(genes) * values[..., None])
         mask = None
-        if self.mask_padding:  # a cell without genes attends to one padded token, as softmax over nothing is NaN
-            mask = genes > 0
+        if self.mask_padding:  # a cell without genes attends to its first token, as softmax over nothing is NaN
+            mask = values != 0
             mask = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], dim=1)
         return self.blocks(self.pool(self.queries[None], keys_values, mask))
-
-    def pool_panel(self, values: Tensor) -> Tensor:
-        """Pool dense, non-negative ``values (cells, genes)`` without collecting the expressed genes first.
-
-        The result is that of :meth:`forward` with masked padding, computed for all genes with shapes that do not depend
-        on the values. This is faster on a GPU, which does not have to wait for the number of expressed genes, and can
-        be compiled. With ``value_after_norm=False``, values cancel exactly here, but only almost in :meth:`forward`,
-        because of the norm's epsilon.
-        """
-        rows, scales = self.embed_gene.weight[1:], values  # row 0 stands for padding
-        if not self.value_after_norm:
-            # a cell without genes attends to a token of zeros, of which only the norm's bias remains
-            present = values != 0
-            rows = torch.cat([torch.zeros_like(rows[:1]), rows])
-            scales = torch.cat([~present.any(1, keepdim=True), present], dim=1).to(values.dtype)
-        return self.blocks(self.pool.pool_scaled(self.queries[None], self.pool.project(rows), scales))
 
 
 class FactorPooling(nn.Module):
