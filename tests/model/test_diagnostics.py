@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import _count_draws
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_a_trained_model_whose_training_diverges_is_as_before_this_stage(make_tr
     assert all(weight.isfinite().all() for weight in model.module.parameters())
 
 
-def test_no_call_of_a_diverged_model_returns_cells(diverged, tmp_path, monkeypatch):
+def test_no_call_of_a_diverged_model_returns_cells(diverged, tmp_path):
     calls = [
         *(lambda name=name: diverged.generate(3, seed=0, sampler=name) for name in ("euler", "midpoint", "heun")),
         lambda: diverged.generate_to(tmp_path / "cells.h5ad", 3, seed=0),
@@ -84,7 +83,3 @@ def test_no_call_of_a_diverged_model_returns_cells(diverged, tmp_path, monkeypat
         with pytest.raises(FloatingPointError, match="diverged"):
             call()
     assert not (tmp_path / "cells.h5ad").exists()
-    # on other devices the draws do not wait to look, and mark counts without a distribution as NaN
-    monkeypatch.setattr(_count_draws, "finite_mask", lambda **values: torch.stack([*values.values()]).isfinite().all(0))
-    with pytest.raises(FloatingPointError, match="diverged"):
-        calls[0]()

@@ -9,12 +9,11 @@ from ._conditioning import (
     MutuallyExclusive,
 )
 from ._count_draws import (
+    check_finite,
     counterfactual_counts,
     draw_binomial,
     draw_negative_binomial,
-    finite_mask,
     keep_molecules,
-    keep_where,
 )
 from ._coupling import optimal_pairs
 from ._denoiser import TARGETS, Denoiser, Target, diffusion_loss, spike_and_slab_mean

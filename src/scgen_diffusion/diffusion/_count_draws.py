@@ -11,7 +11,6 @@ random numbers of the next. A whole block is drawn at once. Draws are exact up t
 from __future__ import annotations
 
 import math
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +42,7 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     Raises
     ------
     FloatingPointError
-        On a CPU if any parameter is not finite. On a GPU, where the check would stall, such counts are NaN.
+        If any parameter is not finite: the model has diverged.
 
     Examples
     --------
@@ -52,11 +51,11 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     >>> draw_negative_binomial(uniform, 2 * torch.ones(3), torch.ones(3))
     tensor([0., 4., 1.])
     """
-    valid = finite_mask(mu=mu, theta=theta)
-    mu, theta = keep_where(valid, mu, 0.0), keep_where(valid, theta, 1.0).clamp(max=LARGEST_THETA)
+    check_finite(mu=mu, theta=theta)
+    theta = theta.clamp(max=LARGEST_THETA)
     is_large = (mu > LONGEST_SEARCH) | (mu / theta > LONGEST_SEARCH)
     counts = _in_parts(_search_negative_binomial, uniform, mu, theta, is_large)
-    return keep_where(valid, _fill(counts, is_large, _mix_poisson, uniform, mu, theta), torch.nan)
+    return _fill(counts, is_large, _mix_poisson, uniform, mu, theta)
 
 
 def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
@@ -107,32 +106,12 @@ def keep_molecules(counts: Tensor, probability: Tensor, generator: torch.Generat
     return torch.where(are_counts, drawn, torch.nan)
 
 
-def finite_mask(**parameters: Tensor) -> Tensor | None:
-    """Return a mask of values whose parameters (all of one shape) are finite; None on a CPU, where others raise.
-
-    Comparisons with NaN are false, so without the mask counts would be zero, or never be accepted.
-
-    Raises
-    ------
-    FloatingPointError
-        On a CPU for parameters that are not finite.
-    """
-    values = list(parameters.values())
-    if values[0].device.type != "cpu":
-        return reduce(torch.logical_and, (value.isfinite() for value in values))
-    extremes = {name: value.aminmax() for name, value in parameters.items() if value.numel()}  # NaN is both, if any
-    if bad := [f"`{name}`" for name, (low, high) in extremes.items() if not (low.isfinite() & high.isfinite())]:
-        msg = (
-            f"{' and '.join(bad)} of the decoder's distribution of counts must be finite, but found NaN or infinite "
-            "values: the model has diverged. Train again with a lower learning rate."
-        )
-        raise FloatingPointError(msg)
-    return None
-
-
-def keep_where(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
-    """Replace values where the mask is False; None keeps all."""
-    return values if mask is None else values.masked_fill(~mask, otherwise)
+def check_finite(**parameters: Tensor) -> None:
+    """Raise FloatingPointError unless all parameters are finite, as comparisons with NaN would give zeros."""
+    for name, values in parameters.items():
+        if not torch.stack(values.aminmax()).isfinite().all():
+            msg = f"`{name}` of counts is not finite: the model has diverged. Train again with a lower learning rate."
+            raise FloatingPointError(msg)
 
 
 def _in_parts(draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:

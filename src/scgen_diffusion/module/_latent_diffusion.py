@@ -478,8 +478,7 @@ class SCLDMModule(ConditionedModule):
             if kept is None:
                 return cells
             uniform = generators.uniform(cells.shape[1], dtype=torch.float64)  # the last draw, so that other cells stay
-            drawn = draw_binomial(uniform, cells.nan_to_num(), self.spread(kept).expand_as(cells))
-            return torch.where(cells.isfinite(), drawn, cells)
+            return draw_binomial(uniform, cells, self.spread(kept).expand_as(cells))
 
         return self.redraw_empty(draw, generators, number)
 

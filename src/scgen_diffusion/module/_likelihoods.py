@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from scgen_diffusion.diffusion import counterfactual_counts, draw_negative_binomial, finite_mask, keep_where
+from scgen_diffusion.diffusion import check_finite, counterfactual_counts, draw_negative_binomial
 
 from ._negative_binomial import Entries, negative_binomial_log_likelihood, negative_binomial_log_probability
 
@@ -102,14 +102,11 @@ class NegativeBinomialLikelihood(nn.Module):
     def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
         """Draw what counts ``x (cells, genes)`` would be under other parameters; they keep their dispersions."""
         (mean, theta), new_mean = before.unbind(1), after[:, 0]
-        valid = finite_mask(mean=mean, new_mean=new_mean, theta=theta)
-        mean, new_mean, theta = (keep_where(valid, values, 1.0) for values in (mean, new_mean, theta))
+        check_finite(mean=mean, new_mean=new_mean, theta=theta)
         uniform = generators.uniform(x.shape[1], dtype=torch.float64)
         if self.outliers is None:
-            drawn = counterfactual_counts(uniform, x, mean, new_mean, theta)
-        else:
-            drawn = self.outliers.counterfactual(uniform, x, mean, new_mean, theta, generators)
-        return keep_where(valid, drawn, torch.nan)
+            return counterfactual_counts(uniform, x, mean, new_mean, theta)
+        return self.outliers.counterfactual(uniform, x, mean, new_mean, theta, generators)
 
 
 class OutlierCounts(nn.Module):
@@ -257,15 +254,15 @@ class BernoulliLikelihood(nn.Module):
     def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
         """Draw zeros and ones ``(cells, features)``."""
         probability = parameters[:, 0]
-        drawn = (generators.uniform(probability.shape[1]) < probability).float()
-        return keep_where(finite_mask(probability=probability), drawn, torch.nan)
+        check_finite(probability=probability)
+        return (generators.uniform(probability.shape[1]) < probability).float()
 
     def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
         """Draw what zeros and ones ``x (cells, features)`` are under other probabilities; change as few as possible."""
         p, new_p = before[:, 0], after[:, 0]
+        check_finite(p=p, new_p=new_p)
         gained = (new_p - p) / (1 - p).clamp(min=SMALLEST_RATE)
-        drawn = (generators.uniform(x.shape[1]) < torch.where(x > 0, new_p / p, gained)).float()
-        return keep_where(finite_mask(p=p, new_p=new_p), drawn, torch.nan)
+        return (generators.uniform(x.shape[1]) < torch.where(x > 0, new_p / p, gained)).float()
 
 
 def total_rate(share: Tensor, n_ones: Tensor) -> Tensor:
