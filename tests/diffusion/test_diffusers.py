@@ -50,7 +50,6 @@ def test_the_schedule_is_that_of_diffusers():
         ("ddpm_lower", DDIMSampler(eta=1.0), "noise"),
         *[(f"ddim_{eta}", DDIMSampler(eta=eta), "noise") for eta in (0.0, 0.5, 1.0)],
         ("ddim_data", DDIMSampler(), "data"),
-        ("ddim_v", DDIMSampler(), "v"),
         ("dpm_solver", DPMSolverSampler(), "noise"),
     ],
 )

@@ -59,18 +59,17 @@ def best_estimate(path, x_t, t):
     return MEAN + alpha * residual @ COVARIANCE, sigma * residual
 
 
-def build_denoiser(path=PATH, target="v", counts=None):
-    """Return the best denoiser, by a network that sees its own time, predicts ``target``, and keeps count."""
-    if isinstance(path, LinearInterpolant):
-        target = "velocity"
+def build_denoiser(path=PATH, counts=None):
+    """Return the best denoiser, by a network that sees its own time, predicts the velocity, and keeps count."""
+    target = TARGETS["velocity"]
 
     def network(x_t, k):
         if counts is not None:
             counts.append(float(k))
         t = path.time(k).double()
-        return TARGETS[target].of(path, *best_estimate(path, x_t.double(), t), t).to(x_t.dtype)
+        return target.of(*best_estimate(path, x_t.double(), t)).to(x_t.dtype)
 
-    return Denoiser(network, path, TARGETS[target])
+    return Denoiser(network, path, target)
 
 
 def exact_end(path, x, times=(0.0, 1.0)):
@@ -217,7 +216,7 @@ def test_single_precision_follows_double_precision(path, sampler):
 @per_sampler
 def test_samples_keep_their_shape_and_all_is_computed_where_they_are(path, sampler):
     # torch refuses to mix the device "meta", which knows shapes alone, with another.
-    denoiser = Denoiser(lambda x, k: x * k.reshape(-1, 1, 1), path, TARGETS["v"])
+    denoiser = Denoiser(lambda x, k: x * k.reshape(-1, 1, 1), path, TARGETS["velocity"])
     x = torch.empty(2, 3, 4, device="meta")
     ends = sampler(denoiser, x, n_steps=3, generators=Generators(0, range(2)))
     assert (ends.shape, ends.device) == (x.shape, x.device)

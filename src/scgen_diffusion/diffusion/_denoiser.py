@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from ._paths import expand_time
 
 if TYPE_CHECKING:
@@ -21,28 +19,27 @@ LOG_STD_RANGE = (-4.0, 2.0)
 
 @dataclass(frozen=True)
 class Target:
-    r"""What the network predicts, :math:`p = a_t\,\text{data} + b_t\,\text{noise}`.
+    r"""What the network predicts, :math:`p = a\,\text{data} + b\,\text{noise}`.
 
     Parameters
     ----------
-    weights
-        ``(path, t) -> (a_t, b_t)``, both of ``t``'s shape.
+    a, b
+        Weights of data and noise.
 
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import TARGETS, LinearInterpolant
-    >>> data, noise, t = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.25])
-    >>> TARGETS["velocity"].of(LinearInterpolant(), data, noise, t)
+    >>> from scgen_diffusion.diffusion import TARGETS
+    >>> TARGETS["velocity"].of(data=torch.ones(1, 2), noise=torch.zeros(1, 2))
     tensor([[1., 1.]])
     """
 
-    weights: Callable[[Path, Tensor], tuple[Tensor, Tensor]]
+    a: float
+    b: float
 
-    def of(self, path: Path, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return the correct prediction for ``data`` and ``noise`` ``(n, ...)``, at one time or times ``(n,)``."""
-        a, b = self.weights(path, t)
-        return expand_time(a, data) * data + expand_time(b, data) * noise
+    def of(self, data: Tensor, noise: Tensor) -> Tensor:
+        """Return the correct prediction for ``data`` and ``noise`` ``(n, ...)``."""
+        return self.a * data + self.b * noise
 
     def to_data_and_noise(self, path: Path, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return the data and the noise that a prediction at ``x_t`` implies.
@@ -64,36 +61,17 @@ class Target:
         t
             One time, or times ``(n,)``.
         """
-        alpha, sigma, (a, b) = path.alpha(t), path.sigma(t), self.weights(path, t)
-        determinant = alpha * b - sigma * a
-        from_x = [expand_time(weight / determinant, x_t) * x_t for weight in (b, -a)]
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        determinant = alpha * self.b - sigma * self.a
+        from_x = [expand_time(weight / determinant, x_t) * x_t for weight in (self.b, -self.a)]
         from_prediction = [expand_time(weight / determinant, x_t) * prediction for weight in (-sigma, alpha)]
         return from_x[0] + from_prediction[0], from_x[1] + from_prediction[1]
 
 
-def _noise_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(t), torch.ones_like(t)
-
-
-def _data_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(t), torch.zeros_like(t)
-
-
-def _v_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights of Salimans and Ho (2022), *Progressive distillation*, appendix D."""
-    return -path.sigma(t), path.alpha(t)
-
-
-def _velocity_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights of dx/dt on the straight path, the target of flow matching (Lipman et al., 2023)."""
-    return torch.ones_like(t), -torch.ones_like(t)
-
-
 TARGETS: dict[str, Target] = {
-    "noise": Target(_noise_weights),
-    "data": Target(_data_weights),
-    "v": Target(_v_weights),
-    "velocity": Target(_velocity_weights),
+    "noise": Target(0.0, 1.0),
+    "data": Target(1.0, 0.0),
+    "velocity": Target(1.0, -1.0),  # of the straight path, the target of flow matching (Lipman et al., 2023)
 }
 
 
@@ -149,7 +127,7 @@ def diffusion_loss(
 ) -> Tensor:
     r"""Compute the denoising loss of each sample, for flow matching, noise prediction and other targets.
 
-    .. math:: \ell_i = \operatorname{mean}\, \| p_\theta(x_t, t, c) - (a_t\,\text{data} + b_t\,\text{noise}) \|^2
+    .. math:: \ell_i = \operatorname{mean}\, \| p_\theta(x_t, t, c) - (a\,\text{data} + b\,\text{noise}) \|^2
 
     Parameters
     ----------
@@ -172,7 +150,7 @@ def diffusion_loss(
         Mean squared error over all but the first dimension, ``(n,)``.
     """
     prediction = network(path.interpolate(data, noise, t), path.network_time(t), condition)
-    return (prediction - target.of(path, data, noise, t)).square().flatten(1).mean(1)
+    return (prediction - target.of(data, noise)).square().flatten(1).mean(1)
 
 
 def spike_and_slab_mean(prior: Tensor, x_t: Tensor, *, alpha: Tensor, sigma: Tensor, spike: Tensor) -> Tensor:
