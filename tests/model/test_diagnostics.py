@@ -7,7 +7,6 @@ import pytest
 import torch
 
 
-
 @pytest.fixture
 def plant(trained_gene_space, monkeypatch):
     """Make the shared model generate given profiles."""
