@@ -16,7 +16,6 @@ ROOT = Path(scgen_diffusion.__file__).parent
 HOOKS = {
     "_get_init_params",
     "_get_setup_method_args",
-    "_validate_anndata",
     "_load_from_state_dict",
 }
 

@@ -1,7 +1,7 @@
 """All private names of other libraries that the package uses; ``tests/test_compat.py`` allows them nowhere else.
 
 They are looked up when called, so a missing name breaks only what needs it, not every import. Hooks that a library
-intends for subclasses to override or call, such as scvi-tools' ``_validate_anndata``, stay where they are used.
+intends for subclasses to call, such as scvi-tools' ``_get_init_params``, stay where they are used.
 """
 
 from __future__ import annotations
@@ -102,17 +102,10 @@ def was_set_up_last(manager: AnnDataManager) -> bool:
     return manager.adata.uns.get(_constants._MANAGER_UUID_KEY) == manager.id
 
 
-def separate_copy(model: BaseModelClass | type[BaseModelClass], adata: AnnData | MuData) -> None:
-    """Let a copy of cells that a model or its class has registered count as cells of its own, in place.
-
-    scvi-tools knows cells by an id in ``uns``, which a copy shares. It would transfer the setup of the model's own
-    cells, which a model that was loaded without cells does not have. The setup of a copy would replace that of the
-    cells.
-    """
+def separate_copy(model_class: type[BaseModelClass], adata: AnnData | MuData) -> None:
+    """Let a copy of cells that were set up count as cells of its own, in place; scvi-tools knows cells by an id."""
     from scvi.data import _constants
 
-    of_model = model._per_instance_manager_store.get(getattr(model, "id", ""), {})
-    for registered in (of_model, model._setup_adata_manager_store):
-        manager = registered.get(adata.uns.get(_constants._SCVI_UUID_KEY))
-        if manager is not None and manager.adata is not adata:
-            del adata.uns[_constants._SCVI_UUID_KEY]
+    manager = model_class._setup_adata_manager_store.get(adata.uns.get(_constants._SCVI_UUID_KEY))
+    if manager is not None and manager.adata is not adata:
+        del adata.uns[_constants._SCVI_UUID_KEY]

@@ -292,7 +292,6 @@ def test_totals_far_above_all_training_cells_give_a_warning_and_are_noted(traine
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "Too few epochs")
         trained_any.generate(**asked, library_size=[1, 10, 1.9 * largest])
     with pytest.warns(UserWarning, match="library_size"):
         cells = trained_any.generate(**asked, library_size=[1, 10, 1000])

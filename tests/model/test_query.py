@@ -276,7 +276,6 @@ def test_new_cells_with_known_perturbations_keep_the_perturbation_flow(with_pert
     assert not same(before, effects_on_old_cells(model, with_perturbation_flow))
 
 
-@pytest.mark.filterwarnings("error:The perturbation flow is trained again")
 def test_new_perturbations_keep_the_perturbation_flow_until_it_is_trained_on_them(
     with_perturbation_flow, make_cells, quick
 ):
@@ -284,11 +283,9 @@ def test_new_perturbations_keep_the_perturbation_flow_until_it_is_trained_on_the
     model = tuned(cells, with_perturbation_flow, quick, max_epochs=0)
     before = effects_on_old_cells(with_perturbation_flow, with_perturbation_flow)
     assert same(before, effects_on_old_cells(model, with_perturbation_flow))
-    with pytest.warns(UserWarning, match="does not know drug="):
+    with pytest.warns(UserWarning, match="trained again"):
         model.train(1, **quick)
     assert not same(before, effects_on_old_cells(model, with_perturbation_flow))
-
-    model.train(1, **quick)
 
 
 def test_a_new_autoencoder_leaves_the_perturbation_flow_of_the_reference_behind(

@@ -169,15 +169,6 @@ def test_labels_with_few_training_cells_are_named_once(make_model, quick, monkey
         model.train_prior(2, **quick)
 
 
-def test_a_far_too_short_training_is_named(make_model, quick):
-    model = make_model(cls=SCRDIT)
-    with pytest.warns(UserWarning, match="diffusion"):
-        model.train(2, **quick)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Too few epochs")
-        model.train(2, **quick)  # which goes on
-
-
 @pytest.fixture
 def foreign_checkpoints(make_model, make_cells, quick, tmp_path):
     """Return a folder with the checkpoints of another model."""

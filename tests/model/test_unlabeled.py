@@ -11,7 +11,6 @@ from builders import same_cells
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
-from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.model._training_pairs import TrainingPairs
 
 UNKNOWN = {"unlabeled_category": "Unknown"}
@@ -161,27 +160,6 @@ def test_other_models_learn_from_unlabeled_cells(make_cells, make_model, tiny, q
         labels = model.generate(50).obs["cell_type"]
         assert labels.notna().all()
         assert "Unknown" not in set(labels)
-
-
-@pytest.mark.parametrize("is_query", [False, True])
-def test_training_without_any_cell_that_has_all_labels_is_refused(
-    half_labeled, make_cells, make_model, quick, seed_0, is_query
-):
-    adata, sizes = make_cells(100), {"train_size": 0.5, "validation_size": 0.1}
-    train, validation, _ = split_cells(adata.n_obs, *sizes.values())
-    labels = pd.Series("new", adata.obs_names, dtype=object) if is_query else adata.obs["cell_type"].astype(object)
-    labels.iloc[np.concatenate([train, validation])] = "Unknown"
-    adata.obs["cell_type"] = labels
-    model = SCLDM.load_query_data(adata, half_labeled[0]) if is_query else make_model(adata, setup=UNKNOWN)
-    stages = list(model.trained_stages_)
-
-    with pytest.raises(ValueError, match="labels"):
-        model.train(1, **sizes, **quick)
-
-    assert model.trained_stages_ == stages
-    if not is_query:
-        model.train_autoencoder(1, **sizes, **quick)  # it needs no labels
-        assert model.trained_stages_ == ["autoencoder"]
 
 
 @pytest.mark.parametrize(

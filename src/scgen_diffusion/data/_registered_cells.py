@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 from scgen_diffusion._compat import was_set_up_last
 
 from ._anndata_file import NAMES_AT_A_TIME
-from ._checks import check_not_empty, check_values
+from ._checks import check_layer, check_not_empty, check_values
 from ._condition_setup import (
     CONDITIONS,
     check_conditions,
@@ -55,11 +55,14 @@ class GivenCells:
         The values that the model reads, ``(cells, genes)``.
     codes
         Condition codes, ``(cells, columns)``.
+    where
+        Name of the matrix in errors of its values; empty if they are known to be right.
     """
 
     cells: AnnData | MuData
     matrix: Any
     codes: np.ndarray
+    where: str = ""
 
     @property
     def n_cells(self) -> int:
@@ -125,15 +128,9 @@ class RegisteredCells(GivenCells):
         return self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
 
     @property
-    def registry(self) -> Mapping[str, Any]:
-        """The registry that models are built from."""
-        return self.manager.registry
-
-    @property
     def var(self) -> pd.DataFrame:
-        """The table of genes; of MuData, a row for each registered feature of all modalities."""
-        is_joined = "modalities" in self.registry["setup_args"]
-        return pd.DataFrame(index=registered_genes(self.registry)) if is_joined else self.cells.var
+        """A row for each registered gene, or feature of all modalities."""
+        return pd.DataFrame(index=registered_genes(self.manager.registry))
 
     @property
     def codes(self) -> np.ndarray:
@@ -147,7 +144,7 @@ class RegisteredCells(GivenCells):
     def check(self) -> None:
         """Raise if the cells changed; register them again if they were set up for another model in the meantime.
 
-        Values in memory are all checked; in a backed file, which ``setup_anndata`` checked, only a sample of cells.
+        Of the values, which ``setup_anndata`` checked, a sample of cells is.
 
         Raises
         ------
@@ -172,19 +169,14 @@ class RegisteredCells(GivenCells):
         return cells.obs[list(names)]
 
     def _check_values(self) -> None:
-        arguments, adata = self.registry["setup_args"], self.cells
+        arguments, cells, rows = self.manager.registry["setup_args"], self.cells, sampled_rows(self.n_cells)
         is_joined = "modalities" in arguments
-        layer = None if is_joined else arguments["layer"]
-        where = f"mdata.obsm[{JOINED!r}]" if is_joined else "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        where = f"mdata.obsm[{JOINED!r}]" if is_joined else check_layer(cells, arguments["layer"])
         try:
             if not is_joined:
-                check_same_genes(adata.var_names, registered_genes(self.registry))
-            matrix = self.matrix
-            is_in_file = in_file(matrix, where) is not None
-            values = self.read(sampled_rows(self.n_cells)) if is_in_file else matrix
-            totals = check_values(values, where, arguments.get("values", "counts"))
-            if not is_in_file:
-                check_not_empty(totals, adata.obs_names, where)
+                check_same_genes(cells.var_names, registered_genes(self.manager.registry))
+            totals = check_values(self.read(rows), where, arguments.get("values", "counts"))
+            check_not_empty(totals, cells.obs_names[rows], where)
         except ValueError as error:
             msg = f"The cells have changed since they were set up: {error} Set up with a layer that keeps the counts."
             raise ValueError(msg) from error

@@ -43,6 +43,8 @@ from scgen_diffusion.data import (
     check_layer,
     check_natural_logarithms,
     check_not_empty,
+    check_order,
+    check_order_of_totals,
     check_rows,
     check_same_genes,
     check_same_registry,
@@ -51,7 +53,6 @@ from scgen_diffusion.data import (
     digest_of,
     encode_conditions,
     extend_tables,
-    have_labels,
     keys_to_check,
     layer_of,
     mark_occurring,
@@ -64,7 +65,15 @@ from scgen_diffusion.data import (
     to_plain,
     values_in,
 )
-from scgen_diffusion.generation import CellGenerator, check_batch_size
+from scgen_diffusion.diffusion import Guidance
+from scgen_diffusion.generation import (
+    CellGenerator,
+    CellRequest,
+    Counterfactual,
+    PerturbedGroups,
+    check_batch_size,
+    describe_condition,
+)
 from scgen_diffusion.module import (
     TRAINABLE,
     Trainable,
@@ -74,7 +83,7 @@ from scgen_diffusion.module import (
 )
 from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
-from ._counterfactual import Prediction, control_cells
+from ._counterfactual import CELL_NAMES, Prediction, check_learned, control_cells, writable
 from ._generation import Generation
 from ._model_file import (
     ADATA_FILE,
@@ -176,6 +185,7 @@ class DiffusionModel(BaseModelClass):
     @adata.setter
     def adata(self, adata: AnnData | MuData) -> None:
         self._check_same_features(adata)
+        separate_copy(type(self), adata)
         registry = self.registry_
         BaseModelClass.adata.fset(self, adata)
         # scvi-tools drops the name of the setup method, without which a saved model cannot be loaded
@@ -475,7 +485,7 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
+            For labels with fewer than 10 training cells.
         """
         self._train(
             None,
@@ -518,8 +528,6 @@ class DiffusionModel(BaseModelClass):
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 self._take_conditions()
             stages = self._due_stages() if stages is None else stages
-            if set(stages) != {"autoencoder"}:  # which learns from expression alone
-                self._check_labelled()
             runs = plan_runs(
                 {stage: self._recipe(stage) for stage in stages},
                 how,
@@ -528,7 +536,6 @@ class DiffusionModel(BaseModelClass):
                 plan_kwargs,
                 len(self.train_indices_),
                 has_validation=len(self.validation_indices_) > 0,
-                trained=self.trained_stages_,
             )
             if how.checkpoint_dir is not None:
                 with explain_failed_write("Making `checkpoint_dir`", how.checkpoint_dir.parent):
@@ -591,18 +598,9 @@ class DiffusionModel(BaseModelClass):
 
     def _take_conditions(self) -> None:
         """Count the combinations of conditions of the training and validation cells; generation draws from them."""
-        if self.reference_ is not None:
-            self._check_learns_something()
-        elif not self.trained_stages_:
+        if not self.trained_stages_:
             warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
         self._count_combinations(self._registered_codes[self._seen_indices])
-
-    def _check_labelled(self) -> None:
-        """Raise unless a cell has all labels; fine-tuning learns a key also from cells without the label of another."""
-        codes = self._registered_codes[self._seen_indices]
-        if not (have_labels(self._condition_keys, codes).any() if self.reference_ is None else len(codes)):
-            msg = "No training or validation cell has all labels. Choose larger shares, or label more cells."
-            raise ValueError(msg)
 
     def _due_stages(self) -> Sequence[str]:
         """Stages that ``train`` trains."""
@@ -1030,7 +1028,19 @@ class DiffusionModel(BaseModelClass):
         self._check_ready_to_generate()
         engine, seed = self._engine, resolve_seed(seed)
         sampling = engine.sampling(sampler, n_steps, guidance_scale, self._output(counts))
-        return Generation.of(engine, n_cells, condition, sampling, library_size, seed, self._build, batch_size)
+        engine.check_sampler(sampling)
+        check_order_of_totals(condition, library_size)
+        condition = engine.conditions.as_table(condition)
+        codes = engine.conditions.request(condition, n_cells)
+        totals = engine.totals(library_size, len(codes), sampling.output)
+        distinct, _ = codes.runs()
+        are_judged = (engine.start_conditions(distinct, sampling.guidance) != distinct).any(1)
+        provenance = engine.record(sampling, "drawn" if totals is None else "given", seed) | {
+            "condition": describe_condition(condition),
+            "outside_training": engine.warn_outside_training(distinct, are_judged, totals),
+        }
+        request, identity = CellRequest(codes, sampling, totals, seed), engine.identity(sampling, codes, totals)
+        return Generation(engine, request, identity, provenance, codes.is_uniform, self._build, batch_size)
 
     def _prediction(
         self,
@@ -1062,13 +1072,54 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         source, _ = self._source(adata_control, "adata_control", None, with_labels=True)
         given = control_cells(engine.conditions, source, condition)
-        method = self._counterfactual_method(given, method)
-
-        def read(rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-            return (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(source, rows, batch_size))
-
-        of_model = {"read": read, "genes": self.var_.index, "build": self._build, "batch_size": batch_size}
-        return Prediction.of(engine, given, method, sampling, keep_residuals, library_size, seed, **of_model)
+        own, codes, method = given.own, given.codes, self._counterfactual_method(given, method)
+        check_learned(self.module, engine.conditions, own, method)
+        check_order({"`library_size`": library_size}, lambda: given.names, CELL_NAMES)
+        if method == "inversion":  # in any number of steps, on any path
+            inversion = self.module.inversion_by(sampling.sampler)
+        else:
+            inversion = None
+            engine.check_sampler(sampling)
+            if sampling.guidance != Guidance(self.module.strategy.terms([1.0] * len(engine.conditions.keys))):
+                msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
+                raise ValueError(msg)
+        if library_size is not None and self.module.keeps_totals:
+            msg = f"{engine.name} keeps the totals of the given cells; leave `library_size` out."
+            raise ValueError(msg)
+        totals = None if library_size is None else engine.totals(library_size, len(own), output)
+        is_same = (own == codes).all(1)
+        if is_same.any() and (given.condition is not None or keep_residuals):
+            warn_user(
+                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
+                "predicted: they come back as they are, or as their reconstruction. Leave them out."
+            )
+        groups = PerturbedGroups(self.module, engine.conditions, own, codes) if method == "perturbation_flow" else None
+        if groups is not None and not len(groups.codes):
+            groups = None
+        are_judged = np.tile(~is_same & (groups is not None), 2)  # a support looks at the control cells too
+        how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
+        provenance = engine.record(sampling, "of each cell" if totals is None else "given", seed) | how
+        provenance |= {
+            "condition": "that of each control cell"
+            if given.condition is None
+            else describe_condition(given.condition),
+            "outside_training": engine.warn_outside_training(np.concatenate([codes, own]), are_judged, totals),
+        }
+        group = None if groups is None else groups.group
+        return Prediction(
+            engine,
+            Counterfactual(own, codes, sampling, inversion, keep_residuals, totals, seed, group),
+            engine.identity(sampling, given.requested, totals) | how,
+            provenance,
+            given.requested.is_uniform,
+            self._build,
+            batch_size,
+            given=given,
+            obs=None if isinstance(source, CellFiles) else writable(source.cells.obs),
+            read=lambda rows, size: (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(source, rows, size)),
+            genes=self.var_.index,
+            groups=groups,
+        )
 
     @property
     def _engine(self) -> CellGenerator:
@@ -1156,32 +1207,20 @@ class DiffusionModel(BaseModelClass):
             chosen = ReadTables(cells.obs.iloc[rows], arrays, owner_of(cells))  # a view would copy `raw`
             check_conditions(chosen, *keys_to_check(self._condition_keys))
             codes[rows] = encode_conditions(chosen, self._condition_keys)
-        return GivenCells(cells, self._values_of(cells), codes)
+        matrix, where = self._values_of(cells)
+        return GivenCells(cells, matrix, codes, where)
 
-    def _values_of(self, cells: AnnData) -> Any:
-        """Return the matrix that the model reads, ``(cells, genes)``."""
-        layer = self._layer_of(cells)
+    def _values_of(self, cells: AnnData) -> tuple[Any, str]:
+        """Return the matrix that the model reads, ``(cells, genes)``, and its name if its values are to be checked."""
+        layer = self.registry_["setup_args"]["layer"]
+        layer = layer_of(cells, layer) if PROVENANCE_KEY in cells.uns else layer  # generated cells have values in X
         where, values = check_layer(cells, layer), values_in(cells, layer)
-        if values is None:
-            msg = f"{where} is empty; the model reads {self._input_values} there."
-            raise ValueError(msg)
         check_storage(values, where)
         if self._input_values == "log1p":
             check_natural_logarithms(cells.uns.get("log1p"), where)
         if sp.issparse(values) and values.format == "csc":  # of which each batch would read everything
-            return values.tocsr()
-        return values.copy() if cells.is_view else values
-
-    def _check_values(self, x: Any, rows: np.ndarray, cells: AnnData) -> None:
-        """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
-        where = check_layer(cells, self._layer_of(cells))
-        values = check_values(x, where, self._input_values, ADVICE_ON_COUNTS.format(where=where))
-        check_not_empty(values, cells.obs_names[rows], where)
-
-    def _layer_of(self, cells: AnnData) -> str | None:
-        """Return the layer that the model reads; None for ``X``, where generated cells have their values."""
-        layer = self.registry_["setup_args"]["layer"]
-        return layer_of(cells, layer) if PROVENANCE_KEY in cells.uns else layer
+            return values.tocsr(), where
+        return values.copy() if cells.is_view else values, where
 
     def _read(
         self, source: GivenCells | CellFiles, rows: np.ndarray, batch_size: int
@@ -1194,14 +1233,10 @@ class DiffusionModel(BaseModelClass):
             x = tensors[REGISTRY_KEYS.X_KEY]
             batch = rows[start : start + len(x)]
             start += len(x)
-            if isinstance(source, GivenCells):  # files were checked when they were opened
-                self._check_values(x.numpy(), batch, source.cells)
+            if isinstance(source, GivenCells) and (where := source.where):  # files were checked when they were opened
+                totals = check_values(x.numpy(), where, self._input_values, ADVICE_ON_COUNTS.format(where=where))
+                check_not_empty(totals, source.names(batch), where)
             yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, batch
-
-    def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> AnnData:
-        if adata is not None and not adata.is_view:  # scvi-tools makes a view cells of its own
-            separate_copy(self, adata)
-        return super()._validate_anndata(adata, copy_if_view)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -1545,12 +1580,6 @@ class DiffusionModel(BaseModelClass):
         self.cut_short_ = {s: how for s, how in reference.cut_short_.items() if s != "perturbation_flow"}
         self.recipes_ = dict(reference.recipes_)
         self._record_trained(*stages)
-        self._check_learns_something()
-
-    def _check_learns_something(self) -> None:
-        """Raise if fine-tuning has nothing to train on the model's cells."""
-        assert self.reference_ is not None
-        trainable = self.reference_["trainable"]
         if not trained_masks(self.module, trainable, self._new_values):
             msg = (
                 f"There is nothing to train with `trainable` {trainable!r}: the reference knows all classes and "

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import compress, repeat
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from pandas.api.types import infer_dtype
 
-from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import (
     OF_CONTROL,
     OPEN,
@@ -26,14 +25,12 @@ from scgen_diffusion.data import (
     keys_to_check,
     stack_rows,
 )
-from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
     Corrections,
     Counterfactual,
     MeanChange,
     PerturbedGroups,
     check_batch_size,
-    describe_condition,
     support_columns,
 )
 from scgen_diffusion.perturbation import ProfileSums, add_sums
@@ -47,7 +44,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes, Rows
-    from scgen_diffusion.generation import CellGenerator, SamplingOptions, Support
+    from scgen_diffusion.generation import Support
 
 CELL_NAMES = "adata_control.obs_names"
 
@@ -108,59 +105,6 @@ class Prediction(Job):
     genes: pd.Index
     groups: PerturbedGroups | None
     supports: Sequence[Support] = ()
-
-    @classmethod
-    def of(
-        cls,
-        engine: CellGenerator,
-        given: ControlCells,
-        method: str,
-        sampling: SamplingOptions,
-        keep_residuals: bool,
-        library_size: Any,
-        seed: int,
-        **of_model: Any,
-    ) -> Self:
-        """Check a user's request; warn about conditions outside the training cells.
-
-        ``of_model`` are ``read``, ``genes``, ``build`` and ``batch_size``.
-        """
-        module, conditions, own, codes = engine.module, engine.conditions, given.own, given.codes
-        check_learned(module, conditions, own, method)
-        check_order({"`library_size`": library_size}, lambda: given.names, CELL_NAMES)
-        if method == "inversion":  # in any number of steps, on any path
-            inversion = module.inversion_by(sampling.sampler)
-        else:
-            inversion = None
-            engine.check_sampler(sampling)
-            if sampling.guidance != Guidance(module.strategy.terms([1.0] * len(conditions.keys))):
-                msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
-                raise ValueError(msg)
-        if library_size is not None and module.keeps_totals:
-            msg = f"{engine.name} keeps the totals of the given cells; leave `library_size` out."
-            raise ValueError(msg)
-        totals = None if library_size is None else engine.totals(library_size, len(own), sampling.output)
-        is_same = (own == codes).all(1)
-        if is_same.any() and (given.condition is not None or keep_residuals):
-            warn_user(
-                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
-                "predicted: they come back as they are, or as their reconstruction. Leave them out."
-            )
-        groups = PerturbedGroups(module, conditions, own, codes) if method == "perturbation_flow" else None
-        if groups is not None and not len(groups.codes):
-            groups = None
-        are_judged = np.tile(~is_same & (groups is not None), 2)  # a support looks at the control cells too
-        how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
-        asked = "that of each control cell" if given.condition is None else describe_condition(given.condition)
-        outside = engine.warn_outside_training(np.concatenate([codes, own]), are_judged, totals)
-        record = engine.record(sampling, "of each cell" if totals is None else "given", seed)
-        provenance = record | how | {"condition": asked, "outside_training": outside}
-        identity = engine.identity(sampling, given.requested, totals) | how
-        group = None if groups is None else groups.group
-        request = Counterfactual(own, codes, sampling, inversion, keep_residuals, totals, seed, group)
-        obs = None if isinstance(given.source, CellFiles) else writable(given.source.cells.obs)
-        is_uniform = given.requested.is_uniform
-        return cls(engine, request, identity, provenance, is_uniform, given=given, obs=obs, groups=groups, **of_model)
 
     @property
     def n_cells(self) -> int:

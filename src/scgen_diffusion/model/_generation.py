@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from scgen_diffusion.data import check_order_of_totals, digest_of, drop_unused_categories, stack_rows
-from scgen_diffusion.generation import CellRequest, describe_condition
+from scgen_diffusion.data import digest_of, drop_unused_categories, stack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from anndata import AnnData
 
-    from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.generation import CellGenerator, SamplingOptions
+    from scgen_diffusion.generation import CellGenerator, CellRequest
 
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
 
@@ -109,34 +107,6 @@ class Generation(Job):
 
     task = "Generating"
     request: CellRequest
-
-    @classmethod
-    def of(
-        cls,
-        engine: CellGenerator,
-        n_cells: int | None,
-        condition: ConditionRequest,
-        sampling: SamplingOptions,
-        library_size: Any,
-        seed: int,
-        build: Callable[..., Any],
-        batch_size: int | None,
-    ) -> Self:
-        """Check a user's request; warn about conditions outside the training cells."""
-        engine.check_sampler(sampling)
-        check_order_of_totals(condition, library_size)
-        condition = engine.conditions.as_table(condition)
-        codes = engine.conditions.request(condition, n_cells)
-        totals = engine.totals(library_size, len(codes), sampling.output)
-        distinct, _ = codes.runs()
-        are_judged = (engine.start_conditions(distinct, sampling.guidance) != distinct).any(1)
-        provenance = engine.record(sampling, "drawn" if totals is None else "given", seed) | {
-            "condition": describe_condition(condition),
-            "outside_training": engine.warn_outside_training(distinct, are_judged, totals),
-        }
-        request = CellRequest(codes, sampling, totals, seed)
-        identity = engine.identity(sampling, codes, totals)
-        return cls(engine, request, identity, provenance, codes.is_uniform, build, batch_size)
 
     @property
     def n_cells(self) -> int:

@@ -353,20 +353,17 @@ class MULTISCLDM(SCLDM):
         check_is_mudata(adata)
         check_same_features(adata, self.modalities)
 
-    def _values_of(self, cells: MuData) -> sp.csr_matrix:
-        """Join the values of given cells; of its own, the model reads the copy made when they were set up."""
+    def _values_of(self, cells: MuData) -> tuple[sp.csr_matrix, str]:
+        """Join and check the values of given cells; its own have a copy of theirs from when they were set up."""
         layers = self.registry_["setup_args"]["layers"]
         if cells is self.adata and was_set_up_last(self.adata_manager):
-            return cells.obsm[JOINED]
+            return cells.obsm[JOINED], ""
         cells = cells.copy() if cells.is_view else cells
         if PROVENANCE_KEY in cells.uns:  # generated cells have their values in X
             layers = {name: layer_of(cells[name], layers.get(name)) for name in cells.mod}
         likelihoods = {name: modality.likelihood for name, modality in self.modalities.items()}
         check_modalities(cells, likelihoods, layers, are_known=True)
-        return join_expression(cells, self.modalities, layers)
-
-    def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
-        """Do nothing: joining the modalities checks their values."""
+        return join_expression(cells, self.modalities, layers), ""
 
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 
-from scgen_diffusion._arguments import list_first, warn_user
+from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.module import SCLDMModule, build_architecture
@@ -37,7 +36,7 @@ from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -286,12 +285,9 @@ class SCLDM(AutoencoderModel):
         match_keys: Sequence[str] | None = None,
     ) -> StagePlan:
         control = self.registry_["setup_args"]["control_values"] if control_values is None else control_values
-        if not isinstance(control, Mapping) or not control:
-            msg = (
-                "`control_values`, here or in `setup_anndata`, must be a mapping from condition keys to the values of "
-                f"unperturbed cells, such as {{'condition': 'control'}}, but found {control!r}."
-            )
-            raise (ValueError if isinstance(control, Mapping) else TypeError)(msg)
+        if not control:
+            msg = "Give `control_values`, here or in `setup_anndata`, such as {'condition': 'control'}."
+            raise ValueError(msg)
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control, match_keys)
         pairs.check()
         plan = PerturbationFlowPlan(self.module, run.recipe, seed=run.seed)
@@ -322,16 +318,12 @@ class SCLDM(AutoencoderModel):
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control)
         of_reference = {*self.trained_stages_} - {*self.cut_short_} if self._keeps_autoencoder else set()
         if "perturbation_flow" in of_reference:
-            flow: Any = self.module.perturbation_flow
-            codes = self._registered_codes[[group.perturbed[0] for group in pairs.groups]]
-            codes = np.unique(np.where(flow.perturbs.cpu().numpy(), codes, OPEN), axis=0)
-            new = codes[flow.shift.are_new(self.module.condition_tensor(codes)).cpu().numpy()]
-            if not len(new):
+            parts = zip(self.conditions.by_key, self._new_values, strict=True)
+            if not pairs.groups or not any(new.any() for key, new in parts if key.name in control):
                 return stages
             warn_user(
-                "The perturbation flow is trained again, as the reference's does not know "
-                f"{list_first([self.conditions.describe(row) for row in new])}. It forgets the other perturbations: "
-                "predict them with the reference. `train_prior` keeps the reference's perturbation flow."
+                "The perturbation flow is trained again, as the reference's does not know all perturbations of the new "
+                "cells. It forgets the others: predict them with the reference. `train_prior` keeps the reference's."
             )
         if pairs.fault:
             warn_user(f"The perturbation flow is not trained. {pairs.fault}")

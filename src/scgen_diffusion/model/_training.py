@@ -23,13 +23,12 @@ from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
 from scgen_diffusion.train import USUAL_PATIENCE, Interruption, RunOptions, TrainingProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Sequence
 
     from scgen_diffusion.data import ConditionKey
     from scgen_diffusion.train import Bar, Recipe, StagePlan
 
 MAX_VALIDATION_CELLS = 2000
-SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
 FURTHER_SEEDS = {"prior": 1, "perturbation_flow": 2}  # added to scvi-tools' seed
 SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
 
@@ -80,7 +79,6 @@ def plan_runs(
     n_cells: int,
     *,
     has_validation: bool,
-    trained: Container[str],
 ) -> list[StageRun]:
     """Apply a user's choices to the default recipes of the stages, in order.
 
@@ -94,15 +92,8 @@ def plan_runs(
         Number of training cells.
     has_validation
         Whether there are validation cells.
-    trained
-        The stages that are trained on.
-
-    Warns
-    -----
-    UserWarning
-        If other stages are far shorter than their default.
     """
-    runs, short, n_epochs_of = [], [], dict[str, int]()
+    runs, n_epochs_of = [], dict[str, int]()
     progress = TrainingProgress(n_epochs_of)
     epochs = _by_stage("max_epochs", max_epochs, recipes)
     changes = _by_stage("plan_kwargs", plan_kwargs, recipes)
@@ -117,15 +108,11 @@ def plan_runs(
             change = {"patience": USUAL_PATIENCE if options.early_stopping else None, **change}
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
-        default = recipe.max_epochs(n_cells)
-        n_epochs = default if epochs[stage] is None else check_count("max_epochs", epochs[stage])
-        if n_epochs < SHORTEST * default and stage not in trained:
-            short.append(f"{n_epochs} of the {stage} (default {default})")
+        asked = epochs[stage]
+        n_epochs = recipe.max_epochs(n_cells) if asked is None else check_count("max_epochs", asked)
         seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
         n_epochs_of[stage] = n_epochs
         runs.append(StageRun(stage, recipe, n_epochs, options, seed + FURTHER_SEEDS.get(stage, 0), progress))
-    if short:
-        warn_user(f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out.")
     return runs
 
 

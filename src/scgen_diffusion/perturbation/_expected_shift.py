@@ -149,15 +149,6 @@ class ExpectedShift(nn.Module):
         asked, known = conditions[:, None, columns], self.perturbations[:, columns]
         return asked.to(known).isclose(known, **ROUNDING).all(-1).any(1)
 
-    def are_new(self, conditions: Tensor) -> Tensor:
-        """Return which perturbations ``(n, columns)`` have a class or member that no group has, ``(n,)``."""
-        new = torch.zeros(len(conditions), dtype=torch.bool, device=conditions.device)
-        for encoding, none, *own in self._by_key(conditions, self.perturbations):
-            if not encoding.is_numeric:
-                codes, known = (torch.where((c < encoding.n) & ~torch.isin(c, none), c, torch.nan) for c in own)
-                new |= (codes.isfinite() & ~torch.isin(codes, known)).any(1)
-        return new
-
     def covariance_of(self, groups: Tensor | slice) -> Tensor:
         """Return the covariance of the shifts of some groups, without sampling noise, ``(n, n)``."""
         centres, perturbations = self.centres[groups], self.perturbations[groups]
