@@ -18,7 +18,7 @@ from ._count_draws import (
 from ._coupling import optimal_pairs
 from ._denoiser import TARGETS, Denoiser, Target, diffusion_loss, spike_and_slab_mean
 from ._guidance import Guidance, GuidanceScale, GuidedField
-from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
+from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion, inversion_by
 from ._paths import (
     LinearInterpolant,
     Masking,

@@ -20,8 +20,12 @@ from ._paths import with_masked
 from ._samplers import (
     N_UNMASKING_STEPS,
     DDIMSampler,
+    DDPMSampler,
+    FixedStepSampler,
     Level,
     Step,
+    UnmaskingSampler,
+    check_sampler,
     equal_times,
     expected_step,
     levels_at,
@@ -33,7 +37,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._denoiser import Denoiser, Field
+    from ._paths import Path
     from ._random import Generators
+    from ._samplers import Sampler
 
 Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
 
@@ -72,14 +78,10 @@ class FlowInversion:
     ) -> Tensor:
         """Carry data ``x (n, ...)`` back to noise along ``own``, and to data along ``new``."""
         times = equal_times(n_steps, self.default_n_steps, dtype=torch.float64).to(x)
-        return _replay(self._advance, own, new, self.invert(own, x, times), times)
-
-    def invert(self, own: Field, x: Tensor, times: Tensor) -> list[Tensor]:
-        """Integrate back from data ``x (n, ...)``, and return the states at the ``times`` of the forward trajectory."""
         states = [x]
         for t, earlier in pairwise(times.flip(0)):
             states.append(self._advance(own, states[-1], t, earlier))
-        return states[::-1]
+        return _replay(self._advance, own, new, reversed(states), times)
 
     def _advance(self, field: Field, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         return self.step(field, x, t, t_next - t)
@@ -196,6 +198,19 @@ class UnmaskingInversion:
 
 Inversion = FlowInversion | NoiseInversion | UnmaskingInversion
 """How data are carried from one field's distribution to another's by way of noise."""
+
+
+def inversion_by(sampler: Sampler, path: Path) -> Inversion:
+    """Return the inversion that belongs to a sampler; raise ValueError for one that does not fit or has none."""
+    check_sampler(sampler, path)
+    if isinstance(sampler, FixedStepSampler):
+        return FlowInversion(sampler.step, sampler.default_n_steps)
+    if isinstance(sampler, DDIMSampler | DDPMSampler):
+        return NoiseInversion(getattr(sampler, "eta", 1.0), sampler.default_n_steps)
+    if isinstance(sampler, UnmaskingSampler):
+        return UnmaskingInversion(sampler.default_n_steps)
+    msg = f"`sampler` {sampler!r} cannot be inverted; choose 'ddpm' or 'ddim'."
+    raise ValueError(msg)
 
 
 def _replay(advance: Advance, own: Any, new: Any, states: Iterable[Tensor], moments: Iterable[Any]) -> Tensor:

@@ -8,15 +8,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from scgen_diffusion._arguments import check_count, is_whole_number
+from scgen_diffusion._arguments import check_count
 
 from ._count_draws import draw_negative_binomial
 from ._denoiser import Denoiser, Field
-from ._paths import Masking, VariancePreserving, with_masked
+from ._paths import LinearInterpolant, Masking, VariancePreserving, with_masked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ._random import Generators
 
 Step = Callable[[Field, "Tensor", "Tensor", "Tensor"], "Tensor"]
-Spacing = Literal["time", "slowing"]
-SLOWING = 1.25
 N_UNMASKING_STEPS = 64
 
 
@@ -72,6 +70,7 @@ class FixedStepSampler:
         Default number of steps.
     """
 
+    path_type = LinearInterpolant
     step: Step
     default_n_steps: int
 
@@ -123,6 +122,7 @@ class DiffusionSampler(ABC):
         Number of steps by default; at most the path's number of timesteps.
     """
 
+    path_type = VariancePreserving
     default_n_steps: int
 
     def __call__(
@@ -291,9 +291,9 @@ class DPMSolverSampler(DiffusionSampler):
     ----------
     order
         Number of predictions that each step uses: 2 or 3.
-    spacing
-        ``"time"``: equal steps in ``t``. ``"slowing"``: :math:`1 - t = (1 - u)^{1.25}` for equal steps of ``u``, whose
-        last steps are shorter, because what is decided last, such as whether a value is zero, needs to be exact.
+    slowing
+        The number :math:`s` in :math:`1 - t = (1 - u)^s` for equal steps of ``u``. With 1, steps of ``t`` are equal; with
+        more, the last ones are shorter: what is decided last, such as whether a value is zero, needs to be exact.
     default_n_steps
         Number of steps by default; at most the path's number of timesteps.
 
@@ -312,22 +312,19 @@ class DPMSolverSampler(DiffusionSampler):
     tensor([[2., 2.]])
     """
 
-    order: int = 2
-    spacing: Spacing = "time"
+    order: Literal[2, 3] = 2
+    slowing: float = 1.0
     default_n_steps: int = 20
 
     def __post_init__(self) -> None:
-        if not is_whole_number(self.order) or self.order not in (2, 3):
+        if self.order not in (2, 3):
             msg = f"`order` must be 2 or 3, but found {self.order!r}."
-            raise ValueError(msg)
-        if self.spacing not in get_args(Spacing):
-            msg = f"`spacing` must be one of {get_args(Spacing)}, but found {self.spacing!r}."
             raise ValueError(msg)
 
     def times(self, n_steps: int) -> Tensor:
         """Return the times of the steps, in double precision."""
         times = super().times(n_steps)
-        return 1 - (1 - times) ** SLOWING if self.spacing == "slowing" else times
+        return times if self.slowing == 1 else 1 - (1 - times) ** self.slowing
 
     def carry(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None) -> Tensor:
         """Carry ``x (n, ...)`` from the first level to the last."""
@@ -394,6 +391,7 @@ class UnmaskingSampler:
     tensor([[494.,   0.,   6.]])
     """
 
+    path_type = Masking
     default_n_steps: int = N_UNMASKING_STEPS
 
     def __call__(self, field: Denoiser, x: Tensor, *, n_steps: int | None = None, generators: Generators) -> Tensor:
@@ -441,7 +439,7 @@ DIFFUSION_SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPMSampler(),
     "ddim": DDIMSampler(),
     "dpm_solver": DPMSolverSampler(),
-    "dpm_solver_3m": DPMSolverSampler(order=3, spacing="slowing", default_n_steps=12),
+    "dpm_solver_3m": DPMSolverSampler(order=3, slowing=1.25, default_n_steps=12),
 }
 MASKING_SAMPLERS: dict[str, Sampler] = {"unmasking": UnmaskingSampler()}
 
@@ -465,13 +463,8 @@ def check_sampler(sampler: Sampler, path: Path, n_steps: int | None = None) -> N
 
     Samplers of classes outside of this package are not checked.
     """
-    kinds, known = (FixedStepSampler, DiffusionSampler, UnmaskingSampler), samplers_for(path)
-    (kind,) = [one for one in kinds if isinstance(next(iter(known.values())), one)]
-    if isinstance(sampler, kinds) and not isinstance(sampler, kind):
-        msg = (
-            f"`sampler` is a {type(sampler).__name__}, which does not fit the model's path. Give one of "
-            f"{', '.join(map(repr, known))}, or an object of class {kind.__name__}."
-        )
+    if not isinstance(path, getattr(sampler, "path_type", type(path))):
+        msg = f"`sampler` {sampler!r} does not fit the model's path; choose one of {list(samplers_for(path))}."
         raise ValueError(msg)
     if isinstance(sampler, DiffusionSampler):
         sampler.n_steps_on(path, n_steps)

@@ -65,7 +65,7 @@ from scgen_diffusion.data import (
     to_plain,
     values_in,
 )
-from scgen_diffusion.diffusion import Guidance
+from scgen_diffusion.diffusion import Guidance, inversion_by
 from scgen_diffusion.generation import (
     CellGenerator,
     CellRequest,
@@ -1076,7 +1076,7 @@ class DiffusionModel(BaseModelClass):
         check_learned(self.module, engine.conditions, own, method)
         check_order({"`library_size`": library_size}, lambda: given.names, CELL_NAMES)
         if method == "inversion":  # in any number of steps, on any path
-            inversion = self.module.inversion_by(sampling.sampler)
+            inversion = inversion_by(sampling.sampler, self.module.path)
         else:
             inversion = None
             engine.check_sampler(sampling)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Inversion, Sampler
+    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Sampler
     from scgen_diffusion.nn import ConditionEffects, ConditionSpec, InputValues
     from scgen_diffusion.perturbation import PerturbationFlow
 
@@ -215,16 +215,6 @@ class ConditionedModule(BaseModuleClass):
             ``"counts"`` or ``"log1p"``.
         lacking
             As in :meth:`sample_cells`; ignored by modules without a perturbation flow.
-        """
-
-    @abstractmethod
-    def inversion_by(self, sampler: Sampler) -> Inversion:
-        """Return the inversion (to noise and back) that belongs to a sampler.
-
-        Raises
-        ------
-        ValueError
-            If the sampler cannot be inverted.
         """
 
     @abstractmethod

@@ -12,11 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from scgen_diffusion.diffusion import (
-    FLOW_SAMPLERS,
     TARGETS,
     Denoiser,
-    FixedStepSampler,
-    FlowInversion,
     Generators,
     Guidance,
     GuidedField,
@@ -59,7 +56,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import Inversion
     from scgen_diffusion.nn import ConditionSpec
 
 
@@ -404,14 +400,6 @@ class SCLDMModule(ConditionedModule):
         totals = draw_totals(z).reshape(len(z), -1)
         raised = self._raised(totals)
         return self.draw_cells(self.decode(z, raised, shown, lacking), wanted, kept=totals / raised)
-
-    def inversion_by(self, sampler: Sampler) -> Inversion:
-        """Return the inversion by the probability flow, in the steps of a sampler."""
-        if not isinstance(sampler, FixedStepSampler):
-            names = [repr(name) for name, known in FLOW_SAMPLERS.items() if isinstance(known, FixedStepSampler)]
-            msg = f"`sampler` {sampler!r} cannot be run backwards; choose one of {', '.join(names)}."
-            raise ValueError(msg)
-        return FlowInversion(sampler.step, sampler.default_n_steps)
 
     def predict_cells(
         self,

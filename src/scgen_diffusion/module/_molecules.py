@@ -12,8 +12,6 @@ from scgen_diffusion.diffusion import (
     Denoiser,
     GuidedField,
     Masking,
-    UnmaskingInversion,
-    UnmaskingSampler,
     keep_molecules,
     with_masked,
 )
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from scgen_diffusion.diffusion import Generators, Guidance, Inversion, Sampler
+    from scgen_diffusion.diffusion import Generators, Guidance
     from scgen_diffusion.nn import ConditionSpec
 
     from ._architecture import MoleculeArchitecture
@@ -263,10 +261,3 @@ class MoleculeModule(GeneSpaceModule):
     def predict_cells(self, x: Tensor, move: TensorMap, *_: Any, **__: Any) -> Tensor:
         """Predict the counts of cells ``x (block, genes)`` under new conditions, ``(block, genes)``."""
         return move(self.inference(x)["data"])[:, :-1]
-
-    def inversion_by(self, sampler: Sampler) -> Inversion:
-        """Return the inversion that repeats a cell's unmasking under another condition."""
-        if not isinstance(sampler, UnmaskingSampler):
-            msg = f"`sampler` {sampler!r} cannot be inverted; choose 'unmasking'."
-            raise ValueError(msg)
-        return UnmaskingInversion(sampler.default_n_steps)

@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from scgen_diffusion.diffusion import (
     TARGETS,
-    DDIMSampler,
-    DDPMSampler,
     Denoiser,
     GuidedField,
-    NoiseInversion,
     VariancePreserving,
     diffusion_loss,
     expand_time,
@@ -29,7 +26,7 @@ from ._library_size import LibrarySizeModel
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from scgen_diffusion.diffusion import Generators, Guidance, Inversion, Sampler, Target
+    from scgen_diffusion.diffusion import Generators, Guidance, Target
     from scgen_diffusion.nn import ConditionSpec, InputValues
 
     from ._architecture import ProfileArchitecture
@@ -299,14 +296,6 @@ class ProfileModule(GeneSpaceModule):
     ) -> Tensor:
         """Turn generated values into profiles or counts ``(block, genes)``."""
         return self._profiles_or_counts(states, draw_totals, output)
-
-    def inversion_by(self, sampler: Sampler) -> Inversion:
-        """Return the inversion that finds the noise that a sampler would have drawn."""
-        if not isinstance(sampler, DDIMSampler | DDPMSampler):
-            msg = f"`sampler` {sampler!r} cannot be inverted; choose one of ['ddpm', 'ddim']."
-            raise ValueError(msg)
-        eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
-        return NoiseInversion(eta, sampler.default_n_steps)
 
     def predict_cells(
         self, x: Tensor, move: TensorMap, draw_totals: TensorMap, generators: Generators, output: InputValues, **_: Any
