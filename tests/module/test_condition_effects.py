@@ -101,7 +101,9 @@ def test_effects_that_training_missed_are_corrected():
         rng.poisson(expected.numpy() * rng.gamma(theta, 1 / theta, expected.shape)), dtype=torch.float32
     )
 
-    module.correct_effects(torch.tensor([[0], [1]]), [([1], [rare])], torch.tensor([1000, 10]))
+    lacking = module.lacking_effects([rare], torch.tensor([[1]]))
+    lacking = torch.cat([torch.zeros_like(lacking), lacking])
+    module.condition_effects.add(torch.tensor([[0], [1]]), lacking, torch.tensor([1000, 10]))
     effects = module.condition_effects(torch.tensor([[0], [1], [2]])).detach()  # 2: no condition
     assert effects[1, 1:].abs().max() < 0.05  # the other genes were right
     assert effects[[0, 2]].abs().max() < 0.05  # and so were the other cells

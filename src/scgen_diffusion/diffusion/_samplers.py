@@ -292,8 +292,8 @@ class DPMSolverSampler(DiffusionSampler):
     order
         Number of predictions that each step uses: 2 or 3.
     slowing
-        The number :math:`s` in :math:`1 - t = (1 - u)^s` for equal steps of ``u``. With 1, steps of ``t`` are equal; with
-        more, the last ones are shorter: what is decided last, such as whether a value is zero, needs to be exact.
+        The number :math:`s` in :math:`1 - t = (1 - u)^s` for equal steps of ``u``. With more than 1, the last steps of
+        ``t`` are shorter: what is decided last, such as whether a value is zero, needs to be exact.
     default_n_steps
         Number of steps by default; at most the path's number of timesteps.
 

@@ -49,11 +49,11 @@ from ._autoencoder import (
 from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
 from ._library_size import LibrarySizeModel
+from ._likelihoods import NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.nn import ConditionSpec
@@ -117,27 +117,28 @@ class SCLDMModule(ConditionedModule):
             hidden=a.prior_feed_forward_width,
         )
         self.averaged_prior = averaged_copy(self.prior)
-        self.condition_effects = self._build_condition_effects(n_input, conditions)
+        self.condition_effects = self._build_condition_effects(conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
         self._register_conditions(conditions)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
 
     def _build_autoencoder(self, n_input: int, architecture: SCLDMArchitecture) -> None:
+        self.n_features = [n_input]
         self.likelihood = build_likelihood(n_input, architecture)
         self.encoder = Encoder(n_input, architecture)
         self.decoder = Decoder(n_input, self.likelihood.n_outputs, architecture)
         if architecture.share_gene_embedding:
             share_gene_embedding(self.encoder, self.decoder)
 
-    def _build_condition_effects(self, n_input: int, conditions: Sequence[ConditionSpec]) -> ConditionEffects | None:
+    def _build_condition_effects(self, conditions: Sequence[ConditionSpec]) -> ConditionEffects | None:
         a = self.architecture
         discrete = [encoding for encoding in encodings_of(conditions) if not encoding.is_numeric]
-        if not discrete or not a.condition_effects or a.likelihood != "negative_binomial":
+        if not discrete or not a.condition_effects or not isinstance(self.likelihood, NegativeBinomialLikelihood):
             return None
         n_vectors = sum(encoding.n + 1 for encoding in discrete if encoding.learns_vectors)  # with "not given"
         width = max(a.n_latent_tokens * a.n_latent, min(n_vectors, MOST_DIMENSIONS))
-        return ConditionEffects(n_input, conditions, width=width)
+        return ConditionEffects(*self.n_features, conditions, width=width)
 
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
         return LibrarySizeModel(conditions, n_latent)
@@ -148,33 +149,26 @@ class SCLDMModule(ConditionedModule):
         return self.perturbation_flow
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, and add the perturbation flow and the effects that only some models have if they contain any.
-
-        After fine-tuning, the condition effects have the dimensions of the reference, which has fewer classes.
-        """
-        if self.perturbation_flow is None and any(name.startswith("perturbation_flow.") for name in state_dict):
+        """Load weights, and build the parts that only some models have, or that have other sizes after fine-tuning."""
+        shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+        if self.perturbation_flow is None and any(name.startswith("perturbation_flow.") for name in shapes):
             self.add_perturbation_flow()
-        if (centres := state_dict.get("perturbation_flow.shift.centres")) is not None:
-            self.perturbation_flow.add_shift(len(centres))
-        if (weights := state_dict.get("perturbation_flow.changes.weights")) is not None:
-            self.perturbation_flow.add_changes(*weights.shape, len(state_dict["perturbation_flow.changes.signal"]))
-        if (weights := state_dict.get("perturbation_flow.missed.weights")) is not None:
-            self.perturbation_flow.missed = MissedChanges(*weights.shape).to(self.latent_mean.device)
-        if (codes := state_dict.get("absent_effects.codes")) is not None:
-            absent = AbsentEffects(*codes.shape, len(state_dict["absent_effects.effects"]))
+        if shape := shapes.get("perturbation_flow.shift.centres"):
+            self.perturbation_flow.add_shift(shape[0])
+        if shape := shapes.get("perturbation_flow.changes.weights"):
+            self.perturbation_flow.add_changes(*shape, *shapes["perturbation_flow.changes.signal"])
+        if shape := shapes.get("perturbation_flow.missed.weights"):
+            self.perturbation_flow.missed = MissedChanges(*shape).to(self.latent_mean.device)
+        if shape := shapes.get("absent_effects.codes"):
+            absent = AbsentEffects(*shape, *shapes["absent_effects.effects"])
             self.absent_effects = absent.to(self.latent_mean.device)
-        if self.condition_effects is not None:
-            self._fit_effects_to(state_dict)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def _fit_effects_to(self, state_dict: Mapping[str, Any]) -> None:
-        loadings, keys = (state_dict.get(f"condition_effects.{name}") for name in ("loadings.weight", "later.keys"))
-        if loadings is not None and loadings.shape[1] != self.condition_effects.embed.width:
-            effects = ConditionEffects(len(loadings) // 2, self.conditions, width=loadings.shape[1])
+        shape = shapes.get("condition_effects.loadings.weight")
+        if shape and shape[1] != self.condition_effects.embed.width:
+            effects = ConditionEffects(*self.n_features, self.conditions, width=shape[1])
             self.condition_effects = effects.to(self.latent_mean.device)
-        later = self.condition_effects.later
-        if keys is not None and (later is None or len(later.keys) != len(keys)):
-            self.condition_effects.add_later(len(keys))
+        if shape := shapes.get("condition_effects.later.keys"):
+            self.condition_effects.add_later(*shape)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
@@ -274,48 +268,42 @@ class SCLDMModule(ConditionedModule):
         """Kind of values that the likelihood models."""
         return "counts" if self.architecture.likelihood == "negative_binomial" else "log1p"
 
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Split ``x (cells, genes)`` into one tensor per modality."""
+        return x.split(self.n_features, dim=1)
+
     def profiles(self, x: Tensor, values: InputValues) -> Tensor:
-        """Return log-normalised profiles of counts, or logarithms, ``x (cells, genes)``."""
-        return log_profile(x, values)
+        """Return log-normalised profiles of counts, or logarithms, ``x (cells, genes)``, modality by modality."""
+        return torch.cat([log_profile(part, values) for part in self.split(x)], dim=1)
 
     def measured(self, x: Tensor) -> Tensor:
         """Return which genes of cells ``x (cells, genes)`` were measured: all, or those of a cell's modalities."""
         return torch.ones_like(x, dtype=torch.bool)
 
-    def observed_and_expected(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum counts of cells ``x (cells, genes)`` and those expected from their latents ``z``, each ``(genes,)``.
+    def draw_and_judge(self, x: Tensor) -> tuple[Tensor, float]:
+        """Draw latents of given cells ``(cells, genes)``, the same in each call; return them and their misfit.
 
-        Of log-normalised values, they are normalised counts.
+        The misfit is the Kullback-Leibler divergence of the expected sums of counts from the observed ones, in nats per
+        molecule, less twice what so many molecules have by chance; of several modalities, the largest one. Of
+        log-normalised values, they are normalised counts.
         """
+        noise = Generators(0, range(len(x)), self.device).normal(*self.latent_shape)
+        z = self.inference(x)["posterior"].draw(noise)
         observed, expected = self.modelled_values(x), self.likelihood.mean(**self.generative(z, self.totals(x)))
         if self.output_values == "log1p":
             observed, expected = observed.expm1(), expected.expm1().clamp(min=0)
-        return observed.double().sum(0), expected.double().sum(0)
+        sums = (values.double().sum(0).split(self.n_features) for values in (observed, expected))
+        return z, max(_misfit(*of_modality) for of_modality in zip(*sums, strict=True))
 
-    def misfit(self, observed: Tensor, expected: Tensor) -> float:
-        """Return how badly the model explains mean expression, in nats per molecule, beyond sampling noise.
-
-        It is the Kullback-Leibler divergence of the sums of :meth:`observed_and_expected`, less twice what so many
-        molecules have by chance.
-        """
-        n_molecules = observed.sum().clamp(min=1)
-        p, q = observed / n_molecules, expected.clamp(min=1e-12) / expected.sum()
-        divergence = torch.xlogy(p, p).sum() - torch.xlogy(p, q).sum()
-        return max(float(divergence - len(p) / n_molecules), 0.0)
-
-    def draw_and_judge(self, x: Tensor) -> tuple[Tensor, float]:
-        """Draw latents of given cells ``(cells, genes)``, the same in each call; return them and the :meth:`misfit`."""
-        noise = Generators(0, range(len(x)), self.device).normal(*self.latent_shape)
-        z = self.inference(x)["posterior"].draw(noise)
-        return z, self.misfit(*self.observed_and_expected(x, z))
-
-    def spread(self, per_cell: Tensor) -> Tensor:
-        """Return ``(cells, 1)``, which broadcasts to all genes; several modalities repeat each for its features."""
-        return per_cell
+    def spread(self, per_modality: Tensor) -> Tensor:
+        """Repeat ``(cells, modalities)`` for the features of each modality, ``(cells, genes)``."""
+        # `repeat_interleave` would stall a GPU
+        columns = zip(per_modality.split(1, dim=1), self.n_features, strict=True)
+        return torch.cat([column.expand(-1, n) for column, n in columns], dim=1)
 
     def totals(self, x: Tensor) -> Tensor:
-        """Return each cell's total counts, at least 1, ``(cells, 1)``."""
-        return total_counts(x)
+        """Return each cell's total counts in each modality, at least 1, ``(cells, modalities)``."""
+        return torch.cat([total_counts(values) for values in self.split(x)], dim=1)
 
     def log_totals(self, x: Tensor) -> Tensor:
         """Return log total counts for the library-size model, ``(cells,)``."""
@@ -466,7 +454,7 @@ class SCLDMModule(ConditionedModule):
             if kept is None:
                 return cells
             uniform = generators.uniform(cells.shape[1], dtype=torch.float64)  # the last draw, so that other cells stay
-            return draw_binomial(uniform, cells, self.spread(kept).expand_as(cells))
+            return draw_binomial(uniform, cells, self.spread(kept))
 
         return self.redraw_empty(draw, generators, number)
 
@@ -568,29 +556,26 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects.add(condition[given], effects[given], n_cells[given])
 
     @torch.no_grad()
-    def correct_effects(
-        self, condition: Tensor, cells: Iterable[tuple[np.ndarray, Sequence[Tensor]]], n_cells: Tensor
-    ) -> None:
-        """Correct the condition effects on genes that a combination's cells have far more or less often than expected.
+    def lacking_effects(self, parts: Sequence[Tensor], condition: Tensor) -> Tensor:
+        """Return what effects of conditions lack on genes that cells have far more or less often than expected.
 
         Counts that only few cells have can pass for outliers in training, so that the gene's effect learns nothing.
 
         Parameters
         ----------
+        parts
+            Expression of the cells of each condition, ``(cells, genes)`` each.
         condition
-            Combinations of conditions, ``(n, columns)``.
-        cells
-            Some combinations, by their numbers, and the expression of the cells of each, ``(cells, genes)``, part by
-            part. The effects of other combinations stay as they are.
-        n_cells
-            Number of cells of all combinations, ``(n,)``.
+            Their conditions, ``(n, columns)``.
+
+        Returns
+        -------
+        Tensor
+            ``(n, genes, 2)``.
         """
-        lacking = torch.zeros_like(self.condition_effects(condition))
-        for numbers, parts in cells:
-            sizes = torch.tensor([len(x) for x in parts], device=condition.device)
-            predicted = self._predictions(parts, condition[numbers].repeat_interleave(sizes, 0))
-            lacking[numbers] = torch.stack([_lacking(x, *values) for x, values in zip(parts, predicted, strict=True)])
-        self.condition_effects.add(condition, lacking, n_cells)
+        sizes = torch.tensor([len(x) for x in parts], device=condition.device)
+        predicted = self._predictions(parts, condition.repeat_interleave(sizes, 0))
+        return torch.stack([_lacking(x, *values) for x, values in zip(parts, predicted, strict=True)])
 
     @torch.no_grad()
     def lacking_means(self, condition: Tensor, x: Tensor) -> Tensor:
@@ -672,6 +657,13 @@ class SCLDMModule(ConditionedModule):
         mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
         zero, mean = self.likelihood.probability_of_zero(**decoded), self.likelihood.mean(**decoded)
         return zip(*(values.split(sizes) for values in (mu, log_theta, zero, mean)), strict=True)
+
+
+def _misfit(observed: Tensor, expected: Tensor) -> float:
+    n_molecules = observed.sum().clamp(min=1)
+    p, q = observed / n_molecules, expected.clamp(min=1e-12) / expected.sum()
+    divergence = torch.xlogy(p, p).sum() - torch.xlogy(p, q).sum()
+    return max(float(divergence - len(p) / n_molecules), 0.0)
 
 
 def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor) -> Tensor:

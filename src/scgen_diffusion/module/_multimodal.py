@@ -9,7 +9,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
-from scgen_diffusion.nn import TARGET_SUM, InputValues, log_profile, total_counts
+from scgen_diffusion.nn import TARGET_SUM, log_profile, total_counts
 
 from ._autoencoder import (
     Decoder,
@@ -137,11 +137,11 @@ class MultimodalModule(SCLDMModule):
         architecture: SCLDMArchitecture | None = None,
     ) -> None:
         self.modalities = tuple(modalities)  # super().__init__ needs them to build the parts
-        self.n_features = [modality.n_features for modality in self.modalities]
-        super().__init__(sum(self.n_features), conditions, architecture=architecture)
+        super().__init__(sum(panel.n_features for panel in modalities), conditions, architecture=architecture)
 
     def _build_autoencoder(self, n_input: int, architecture: SCLDMArchitecture) -> None:
         _check(architecture)
+        self.n_features = [modality.n_features for modality in self.modalities]
         likelihoods = [build_modality_likelihood(modality, architecture) for modality in self.modalities]
         self.likelihood = MultimodalLikelihood(likelihoods, self.n_features)
         self.encoder = MultimodalEncoder(self.n_features, architecture)
@@ -150,25 +150,12 @@ class MultimodalModule(SCLDMModule):
             for encoder, decoder in self._pairs():
                 share_gene_embedding(encoder, decoder)
 
-    def _build_condition_effects(self, n_input: int, conditions: Sequence[ConditionSpec]) -> None:
-        return None
-
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> MultimodalLibrarySize:
         return MultimodalLibrarySize(len(self.modalities), conditions, n_latent)
 
     def _pairs(self) -> Iterator[tuple[Encoder, Decoder]]:
         """Yield the encoder and the decoder of each modality."""
         return zip(self.encoder.parts, self.decoder.parts, strict=True)
-
-    def split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Split ``(cells, features of all)`` into one tensor per modality."""
-        return x.split(self.n_features, dim=1)
-
-    def spread(self, per_modality: Tensor) -> Tensor:
-        """Repeat ``(cells, modalities)`` for the features of each modality, ``(cells, features of all)``."""
-        # `repeat_interleave` would stall a GPU
-        columns = zip(per_modality.split(1, dim=1), self.n_features, strict=True)
-        return torch.cat([column.expand(-1, n) for column, n in columns], dim=1)
 
     def has(self, x: Tensor) -> Tensor:
         """Return which modalities each cell has, ``(cells, modalities)``."""
@@ -193,10 +180,6 @@ class MultimodalModule(SCLDMModule):
         return super().loss(tensors, inference_outputs, generative_outputs, kl_weight, condition)
 
     # --- what differs from one modality ------------------------------------------------------------------------------
-
-    def totals(self, x: Tensor) -> Tensor:
-        """Return each cell's total counts in each modality, at least 1, ``(cells, modalities)``."""
-        return torch.cat([total_counts(values) for values in self.split(x)], dim=1)
 
     def are_empty(self, cells: Tensor) -> Tensor:
         """Mark the features of modalities in which a cell has no count, ``(cells, features of all)``."""
@@ -275,15 +258,6 @@ class MultimodalModule(SCLDMModule):
         mean = self.likelihood.mean(**self.generative(z, sizes.to(z.device).expand(len(z), -1)))
         shares = [values / values.sum(1, keepdim=True) for values in self.split(mean)]
         return (torch.cat(shares, dim=1) * TARGET_SUM).log1p()
-
-    def profiles(self, x: Tensor, values: InputValues) -> Tensor:
-        """Return log-normalised profiles, modality by modality, ``(cells, features of all)``."""
-        return torch.cat([log_profile(part, values) for part in self.split(x)], dim=1)
-
-    def misfit(self, observed: Tensor, expected: Tensor) -> float:
-        """Return the largest misfit of a modality."""
-        both = (sums.split(self.n_features) for sums in (observed, expected))
-        return max(super(MultimodalModule, self).misfit(*sums) for sums in zip(*both, strict=True))
 
     def measured(self, x: Tensor) -> Tensor:
         """Return which features are of a modality that the cell has, ``(cells, features of all)``."""

@@ -111,15 +111,14 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     checked = [evenly(of_each[number], MOST_CHECKED) for number in rare]
     parts = np.cumsum([len(rows) for rows in checked]) // ENCODED_AT_A_TIME
 
-    def cells_of_rare() -> Iterator[tuple[np.ndarray, Sequence[Tensor]]]:
-        for part in np.unique(parts):
-            rows = [checked[i] for i in np.flatnonzero(parts == part)]
-            chosen = indices[np.concatenate(rows)]
-            batch = next(iter(cells.loader(chosen, len(chosen))))
-            x = batch[REGISTRY_KEYS.X_KEY].to(module.device)
-            yield rare[parts == part], x.split([len(own) for own in rows])
-
-    module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
+    lacking = torch.zeros(len(codes), len(cells.var), 2, device=module.device)
+    for part in np.unique(parts):
+        some = np.flatnonzero(parts == part)
+        rows = [checked[number] for number in some]
+        chosen = indices[np.concatenate(rows)]
+        x = next(iter(cells.loader(chosen, len(chosen))))[REGISTRY_KEYS.X_KEY].to(module.device)
+        lacking[rare[some]] = module.lacking_effects(x.split([len(own) for own in rows]), condition[rare[some]])
+    module.condition_effects.add(condition, lacking, torch.from_numpy(sizes).to(module.device))
 
 
 @torch.no_grad()
