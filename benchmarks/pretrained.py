@@ -85,7 +85,7 @@ PRETRAINED = {
 
 
 def halves(name: str) -> tuple[Cells, Cells]:
-    """Hold out a quarter of the cells as the study of quality does, and keep 2 000 genes; counts are in `X`, too."""
+    """Hold out a quarter of the cells as the study of quality does, and keep 2,000 genes; counts are in `X`, too."""
     keys, cells = list(PRETRAINED[name].keys), getattr(datasets, name)()
     found = split_cells(rna_of(cells), tuple(keys), seed=SEED, kept_genes=MARKERS)
     if not isinstance(cells, MuData):
@@ -276,7 +276,7 @@ OF_PERTURBATION = {
     "mean_change_error": "error of the mean changes",
 }
 PARTS = {RNA: "RNA", PROTEINS: "proteins", f"{RNA}+{PROTEINS}": "both"}
-#: A marker is wrong if its means differ by more, on the scale of log1p of 10 000 counts per cell.
+#: A marker is wrong if its means differ by more, on the scale of log1p of 10,000 counts per cell.
 WRONG = 1.0
 #: Cells of labels with fewer training cells are less accurate.
 FEW = 20

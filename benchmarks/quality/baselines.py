@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Baseline = Callable[[AnnData, ArrayLike, ArrayLike, int], sp.csr_matrix]
 
-#: Share of the identity in the copula's correlation. Ledoit and Wolf's estimate (0.3 to 0.9 on `pbmc3k`, 2 000
+#: Share of the identity in the copula's correlation. Ledoit and Wolf's estimate (0.3 to 0.9 on `pbmc3k`, 2,000
 #: genes) gives a weaker baseline: its cells are less correlated and easier to tell from real ones by their genes.
 COPULA_SHRINKAGE = 0.3
 MOST_COMPONENTS = 10  # of the mixture of a label's latents

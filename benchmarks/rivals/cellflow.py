@@ -1,8 +1,8 @@
 """CellFlow (Klein et al. 2025), package cellflow-tools (github.com/theislab/CellFlow), for the study of perturbations.
 
 Settings of its tutorial on cytokines, but all layers are an eighth as wide, because the tutorial's would take a month
-on a core; batches have 256 cells instead of 1 024, and Adam takes each step (learning rate 5e-4) instead of every
-twentieth (5e-5). Chosen on left-out B cells: 5 000 steps, and no cell type. It refuses groups without perturbed cells,
+on a core; batches have 256 cells instead of 1,024, and Adam takes each step (learning rate 5e-4) instead of every
+twentieth (5e-5). Chosen on left-out B cells: 5,000 steps, and no cell type. It refuses groups without perturbed cells,
 so it learns from the others alone. Its training cannot be stopped by time. JAX uses one thread.
 """
 

@@ -4,7 +4,7 @@
     python -m benchmarks.speed.gpu --device cpu --tiny     # a small test of the script
 
 The package does not have to be installed: ``PYTHONPATH=src`` is enough. A stage that fails is recorded with its error,
-and the rest continues. Sizes are those of the published scLDM's panel: 17 002 genes, 6 147 expressed, batches of 128.
+and the rest continues. Sizes are those of the published scLDM's panel: 17,002 genes, 6,147 expressed, batches of 128.
 """
 
 from __future__ import annotations

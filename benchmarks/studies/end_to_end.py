@@ -1,6 +1,6 @@
 """From files of many cells to a report, by the command line as users type it: minutes, memory and quality of each step.
 
-    python -m benchmarks.studies.end_to_end FOLDER                     # 200 000 cells; hours
+    python -m benchmarks.studies.end_to_end FOLDER                     # 200,000 cells; hours
     python -m benchmarks.studies.end_to_end FOLDER --cells 1000000 --processes 2
 
 ``benchmarks.studies.world`` writes the cells. Then ``scgen-diffusion`` trains SCLDM on the files, generates as many
@@ -152,7 +152,7 @@ def costs_of(table: pd.DataFrame, sizes: Sequence[int]) -> str:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("files", type=Path, help="folder for the files; 1 GB per 100 000 cells")
+    parser.add_argument("files", type=Path, help="folder for the files; 1 GB per 100,000 cells")
     parser.add_argument("--cells", type=int, default=200_000)
     parser.add_argument("--genes", type=int, default=N_GENES)
     parser.add_argument("--processes", type=int, default=1, help="of training")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.learning_curves                                   # all that is missing
     python -m benchmarks.studies.learning_curves --cells 2000 --methods SCLDM      # a part
-    python -m benchmarks.studies.learning_curves --cells 8000 --types 30 100       # other worlds
+    python -m benchmarks.studies.learning_curves --cells 8000 --types 30,100       # other worlds
 
 Cells come from `benchmarks.studies.world`. Small training sets are the first cells of the large ones. Every method
 trains and draws in its own process with one thread. Its cells are compared with fresh cells of the world, one for each

@@ -1,6 +1,6 @@
 """A world of cells with a known truth, of any size: none of our models, fitted to the RNA of a real set.
 
-    python -m benchmarks.studies.world FOLDER --cells 1000000    # parts of 10 000 cells, .h5ad, for `data.CellFiles`
+    python -m benchmarks.studies.world FOLDER --cells 1000000    # parts of 10,000 cells, .h5ad, for `data.CellFiles`
 
 A Gaussian copula with negative-binomial margins. Every type has its share of each gene, its library sizes, and as many
 gene programmes as stand out of the noise of its real cells. Programmes move the quantiles of genes, not their means.

@@ -101,7 +101,7 @@ class Conditions:
         The keys, in the order of their columns.
     combinations
         Codes of each combination that occurs, ``(combinations, columns)``. Numbers are rounded to at most 256 values.
-        Arrays are those of at most 16 384 cells, a random sample among the cells with the same classes, sets and
+        Arrays are those of at most 16,384 cells, a random sample among the cells with the same classes, sets and
         numbers (at least one of each).
     n_cells
         Number of training cells of each combination.
@@ -457,7 +457,7 @@ def _distinct(codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _thin_out(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Choose about 16 384 cells at random, and at least one with each of the codes ``(cells, columns)``.
+    """Choose about 16,384 cells at random, and at least one with each of the codes ``(cells, columns)``.
 
     Returns
     -------

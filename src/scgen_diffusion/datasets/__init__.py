@@ -3,7 +3,7 @@
 Every function returns cells with
 
 - `layers["counts"]`: integer counts, CSR, float32,
-- `X`: the counts, normalised to 10 000 per cell and `log1p`-transformed, as scanpy's functions expect,
+- `X`: the counts, normalised to 10,000 per cell and `log1p`-transformed, as scanpy's functions expect,
 - `obs`: the labels, as categoricals,
 - `uns["source"]`: the origin of the data.
 

@@ -70,7 +70,7 @@ def pbmc68k_reduced() -> AnnData:
 
 
 def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 2 638 peripheral blood mononuclear cells from the Seurat tutorial, with nine cell types.
+    """Load 2,638 peripheral blood mononuclear cells from the Seurat tutorial, with nine cell types.
 
     Counts are recovered from the published values, ``log1p(1e4 * counts / total)``, and the total of each cell.
 
@@ -81,7 +81,7 @@ def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Returns
     -------
-    2 638 cells x 13 714 genes. `obs`: ``cell_type``, ``percent_mt`` (percentage of mitochondrial counts).
+    2,638 cells x 13,714 genes. `obs`: ``cell_type``, ``percent_mt`` (percentage of mitochondrial counts).
 
     Examples
     --------
@@ -99,7 +99,7 @@ def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 2 800 blood cells of lupus patients, untreated or six hours after interferon beta, with thirteen cell types.
+    """Load 2,800 blood cells of lupus patients, untreated or six hours after interferon beta, with thirteen cell types.
 
     The counts are the published ones. The published ``sex`` column is left out, because its authors state that it is
     random.
@@ -111,7 +111,7 @@ def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Returns
     -------
-    2 800 cells x 14 053 genes. `obs`: ``condition`` (control, stimulated), ``cell_type``.
+    2,800 cells x 14,053 genes. `obs`: ``condition`` (control, stimulated), ``cell_type``.
 
     Examples
     --------
@@ -129,7 +129,7 @@ def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 2 660 mouse myeloid progenitors, with seven cell types along a continuum of differentiation.
+    """Load 2,660 mouse myeloid progenitors, with seven cell types along a continuum of differentiation.
 
     The counts are unique molecular identifiers (MARS-seq).
 
@@ -140,7 +140,7 @@ def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Returns
     -------
-    2 660 cells x 3 004 genes. `obs`: ``cell_type``.
+    2,660 cells x 3,004 genes. `obs`: ``cell_type``.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 5 955 perturbed cells of four cell lines: CRISPRa of genes and gene pairs, CRISPRi of kinases.
+    """Load 5,955 perturbed cells of four cell lines: CRISPRa of genes and gene pairs, CRISPRi of kinases.
 
     This is the development set of PerturbBench, from Norman et al. 2019 and McFaline-Figueroa et al. 2024. It has only
     500 variable genes, of which the median cell expresses 20. The published values are `log1p` of normalised counts.
@@ -170,7 +170,7 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
 
     Returns
     -------
-    5 955 cells x 500 genes. `obs`: ``condition`` (genes joined by ``+``, or ``control``), ``cell_type``,
+    5,955 cells x 500 genes. `obs`: ``condition`` (genes joined by ``+``, or ``control``), ``cell_type``,
     ``perturbation_type``, ``dataset``, and ``total_umi_all_genes``, the cell's counts in all genes of the study.
 
     Examples
@@ -181,7 +181,7 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
     """
     published = anndata.read_h5ad(originals.fetch("devel.h5ad", data_dir))
     table, values = published.obs, normalised_values(published.X)
-    # An upper bound, because values were normalised to 10 000 by (at most) the published totals.
+    # An upper bound, because values were normalised to 10,000 by (at most) the published totals.
     smallest_count = smallest_per_cell(values) * table["ncounts"].to_numpy(float) / 1e4
     kept = (table["dataset"] == "norman19").to_numpy() | (smallest_count < TWO_COUNTS)
     factors = np.where(smallest_count < TWO_COUNTS, 1, 2) / smallest_per_cell(values)
@@ -194,9 +194,9 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
 
 
 def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
-    """Load 5 994 peripheral blood mononuclear cells with RNA and 14 surface proteins (CITE-seq), seven cell types.
+    """Load 5,994 peripheral blood mononuclear cells with RNA and 14 surface proteins (CITE-seq), seven cell types.
 
-    The counts (4 000 genes) come from Gayoso et al. 2021, the labels from Lin et al. 2022, matched by the cells' unique
+    The counts (4,000 genes) come from Gayoso et al. 2021, the labels from Lin et al. 2022, matched by the cells' unique
     protein counts. Cells without a label are left out. The labels were published as numbers; their names here follow
     from surface proteins and marker genes.
 
@@ -207,7 +207,7 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
 
     Returns
     -------
-    MuData with the modalities ``rna`` (5 994 x 4 000) and ``prot`` (5 994 x 14), both with ``layers["counts"]``. In
+    MuData with the modalities ``rna`` (5,994 x 4,000) and ``prot`` (5,994 x 14), both with ``layers["counts"]``. In
     ``prot``, `X` holds counts too. `obs`: ``cell_type``; in ``rna`` also ``scMDC_label``, the published number. CD4,
     CD14, CD19 and TIGIT name both a gene and a protein.
 
@@ -242,10 +242,10 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
 
 
 def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 4 304 cells of a section of mouse somatosensory cortex, with their positions and 33 genes (osmFISH).
+    """Load 4,304 cells of a section of mouse somatosensory cortex, with their positions and 33 genes (osmFISH).
 
     The counts are molecules seen under the microscope. Cells that the authors excluded are left out. Of the other
-    4 839 published cells, 535 are there a second time, less than 20 pixels away, most of them (481) with the same
+    4,839 published cells, 535 are there a second time, less than 20 pixels away, most of them (481) with the same
     counts. Only the first of each pair is kept: otherwise a random split has training cells among the test cells.
 
     Parameters
@@ -255,7 +255,7 @@ def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Returns
     -------
-    4 304 cells x 33 genes. `obs`: ``cell_type``, ``region``, ``size_um2`` (area of the cell). ``obsm["spatial"]``:
+    4,304 cells x 33 genes. `obs`: ``cell_type``, ``region``, ``size_um2`` (area of the cell). ``obsm["spatial"]``:
     position in pixels of 0.065 µm, ``(cells, 2)``; the second column grows from the ventricle to the surface of the
     brain.
 
@@ -280,10 +280,10 @@ def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def worm_embryo(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 1 805 cells of worm embryos, from neuroblasts to five kinds of neurons, with the embryo's age in minutes.
+    """Load 1,805 cells of worm embryos, from neuroblasts to five kinds of neurons, with the embryo's age in minutes.
 
     The cells of *Caenorhabditis elegans* belong to the lineages of the amphid neurons ADL, ASG, AWA, AWB and AWC, which
-    the tutorial of monocle3 follows. The counts are the published ones, of 10 000 variable genes.
+    the tutorial of monocle3 follows. The counts are the published ones, of 10,000 variable genes.
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ def worm_embryo(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Returns
     -------
-    1 805 cells x 10 000 genes, named by their WormBase identifiers. `obs`: ``cell_type``, ``embryo_time`` (estimated
+    1,805 cells x 10,000 genes, named by their WormBase identifiers. `obs`: ``cell_type``, ``embryo_time`` (estimated
     age of the embryo in minutes, 210 to 780), ``batch`` (experiment), ``lineage`` (name of the cell in the embryo's
     tree of divisions). `var`: ``gene_symbol``.
 

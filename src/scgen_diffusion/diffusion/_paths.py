@@ -91,7 +91,7 @@ class VariancePreserving(Path):
     Parameters
     ----------
     n_timesteps
-        Number of timesteps; the published value is 1 000.
+        Number of timesteps; the published value is 1,000.
 
     References
     ----------

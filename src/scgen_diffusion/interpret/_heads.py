@@ -93,7 +93,7 @@ def head_loadings(
         Number of random directions per cell that estimate the norm. The relative standard error of a loading is at most
         about ``(2 * cells * n_probes) ** -0.5``.
     batch_size
-        Cells per batch. Default: about 4 000 tokens.
+        Cells per batch. Default: about 4,000 tokens.
     seed
         Seed of each cell's noise and directions.
 
@@ -188,7 +188,7 @@ def head_effects(
     conditional
         Whether to give the network each cell's conditions, or none; then given cells in memory need none.
     batch_size
-        Cells per batch. Default: about 4 000 tokens.
+        Cells per batch. Default: about 4,000 tokens.
     seed
         Seed of the noise.
 

@@ -94,7 +94,7 @@ def layer_statistics(
     eps
         :math:`\epsilon`, for tokens of unit norm. CRATE: 0.5.
     batch_size
-        Cells per batch. Default: about 4 000 tokens.
+        Cells per batch. Default: about 4,000 tokens.
     seed
         Seed of the noise. Each cell keeps its noise at all times and in all batches.
 

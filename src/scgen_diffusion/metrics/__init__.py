@@ -1,6 +1,6 @@
 """Measure how good synthetic cells are: single metrics, and one table of all of them.
 
-Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell. Most metrics use principal components of
+Cells are compared on one scale, `log1p` of values that sum to 10,000 per cell. Most metrics use principal components of
 real training cells (:class:`ComparisonSpace`), so that you can compare the figures of different models.
 """
 

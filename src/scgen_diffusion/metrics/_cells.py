@@ -59,7 +59,7 @@ class Expression:
     Attributes
     ----------
     values
-        `log1p` of values that sum to 10 000 per cell, CSR, float32, `(cells, genes)`. Cells without counts stay zero.
+        `log1p` of values that sum to 10,000 per cell, CSR, float32, `(cells, genes)`. Cells without counts stay zero.
     library_sizes
         Total counts `(cells,)`; None if the cells came log-normalised.
     """
@@ -85,7 +85,7 @@ def stacked(parts: Iterable[Expression]) -> Expression:
 
 
 def expression_of(cells: Cells | Expression, *, layer: str | None = None, name: str = "cells") -> Expression:
-    """Return cells on the common scale: `log1p` of values that sum to 10 000 per cell over the given genes.
+    """Return cells on the common scale: `log1p` of values that sum to 10,000 per cell over the given genes.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def on_scale(matrix: sp.spmatrix | NDArray, log_base: float | None, *, name: str
 
 
 def scale_to_target(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
-    """Return a copy in which every cell sums to 10 000 (CSR, float64); cells without counts stay zero."""
+    """Return a copy in which every cell sums to 10,000 (CSR, float64); cells without counts stay zero."""
     values = sp.csr_matrix(values, dtype=np.float64, copy=True)
     totals = np.asarray(values.sum(axis=1)).ravel()
     values.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(values.indptr))
@@ -142,7 +142,7 @@ def scale_to_target(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
 
 
 def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
-    """Scale every cell to 10 000 and take `log1p` (CSR, float32); cells without counts stay zero."""
+    """Scale every cell to 10,000 and take `log1p` (CSR, float32); cells without counts stay zero."""
     return scale_to_target(values).log1p().astype(np.float32)
 
 

@@ -122,7 +122,7 @@ def evaluate(
     scales
         For MuData, the scale on which the counts of a modality are compared. All scales keep zeros.
 
-        - ``"log_normalised"``: `log1p` of counts that sum to 10 000 per cell. Default for 500 features or more.
+        - ``"log_normalised"``: `log1p` of counts that sum to 10,000 per cell. Default for 500 features or more.
         - ``"log1p"``: logarithms of the counts as they are. Default for fewer features, such as a panel of proteins,
           where dividing by the total would make all others fall when one rises.
         - ``"tf_idf"``: term frequency, inverse document frequency (Signac), with the frequencies of the training cells,

@@ -397,7 +397,7 @@ def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str 
     r"""Return every label's marker genes: those most clearly higher in its cells than in all others.
 
     Genes are ranked by Welch's t between the label's cells (:math:`a`) and all others (:math:`b`), as in scanpy's
-    `rank_genes_groups(method="t-test")`. The log fold change compares mean expression, with one count in 10 000 added:
+    `rank_genes_groups(method="t-test")`. The log fold change compares mean expression, with one count in 10,000 added:
 
     .. math:: t_g = \frac{m_{ag} - m_{bg}}{\sqrt{s_{ag}^2 / n_a + s_{bg}^2 / n_b}}, \qquad
         \text{change}_g = \log_2 \frac{1 + \operatorname{mean}_a (e^{y_g} - 1)}{1 + \operatorname{mean}_b (e^{y_g} - 1)}

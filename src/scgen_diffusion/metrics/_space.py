@@ -143,7 +143,7 @@ class ComparisonSpace:
         layer
             Layer with the counts.
         seed
-            Seed of the randomised decomposition, and of the 10 000 cells that it uses if there are more.
+            Seed of the randomised decomposition, and of the 10,000 cells that it uses if there are more.
         """
         expression = expression_of(train, layer=layer, name="train")
         of_genes = variances(expression.values)

@@ -445,7 +445,7 @@ class DiffusionModel(BaseModelClass):
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
-            Share of cells to train on. Default: what ``validation_size`` leaves, or else 90 % (all but 2 000 cells in
+            Share of cells to train on. Default: what ``validation_size`` leaves, or else 90 % (all but 2,000 cells in
             larger data). If you train a model again, it keeps its split, unless you give a share.
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
@@ -798,7 +798,7 @@ class DiffusionModel(BaseModelClass):
             Whether to show a progress bar, which includes the cells of earlier calls.
         shard_size
             Cells per shard, rounded up to whole blocks. Larger shards need more memory, and an interruption loses more.
-            Default: 34 million values including zeros, at most 65 536 cells.
+            Default: 34 million values including zeros, at most 65,536 cells.
         overwrite
             Whether to replace a file that this method wrote for another request, once the new one is finished. Other
             files at the path are never replaced.
@@ -909,7 +909,7 @@ class DiffusionModel(BaseModelClass):
             ``uns["scgen_diffusion"]`` records how the cells were made. With the perturbation flow, it says how far
             the prediction can be trusted, in two tables:
 
-            - ``"support"``: one row per combination of conditions, at most 1 000. The conditions are columns, as in
+            - ``"support"``: one row per combination of conditions, at most 1,000. The conditions are columns, as in
               `obs`, unless they are named like another column, and ``n_cells`` counts the cells. ``explained`` is the
               share of the variance of the effect that the cells seen perturbed explain, less if the model does not
               know such control cells: ``misfit`` says how much worse it explains their mean expression than that of

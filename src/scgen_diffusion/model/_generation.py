@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.generation import CellGenerator, CellRequest
 
-N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
+N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20,000
 
 
 @dataclass

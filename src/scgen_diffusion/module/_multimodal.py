@@ -44,7 +44,7 @@ which would mistake the marker of a rare type for stray counts. Its dispersions 
 signal of a protein vary differently. Its loadings are not regularised. The encoder sees logarithms of its counts, since
 beside a protein with thousands of counts, the root of another one's hundred would hardly be seen.
 """
-COUNTS_PER_FEATURE = 5.0  # of a normalised profile: 1e4 for the usual 2 000 genes
+COUNTS_PER_FEATURE = 5.0  # of a normalised profile: 1e4 for the usual 2,000 genes
 
 
 class MultimodalEncoder(nn.Module):

@@ -142,7 +142,7 @@ def mean_variance(
 ) -> Axes | None:
     """Plot every gene's variance against its mean, in real and synthetic cells, on logarithmic axes.
 
-    Values are log-normalised expression (counts per 10 000, natural logarithm). Lines are running medians over genes
+    Values are log-normalised expression (counts per 10,000, natural logarithm). Lines are running medians over genes
     with similar means. Genes that no cell of a set expresses cannot be drawn; the legend gives the number that is
     drawn.
 
