@@ -156,7 +156,7 @@ class SCLDMModule(ConditionedModule):
         if shape := shapes.get("perturbation_flow.shift.centres"):
             self.perturbation_flow.add_shift(shape[0])
         if shape := shapes.get("perturbation_flow.changes.weights"):
-            self.perturbation_flow.add_changes(*shape, *shapes["perturbation_flow.changes.signal"])
+            self.perturbation_flow.add_changes(*shape, shapes["perturbation_flow.changes.signal"][0])
         if shape := shapes.get("perturbation_flow.missed.weights"):
             self.perturbation_flow.missed = MissedChanges(*shape).to(self.latent_mean.device)
         if shape := shapes.get("absent_effects.codes"):
