@@ -18,7 +18,6 @@ from ._count_draws import (
 from ._coupling import optimal_pairs
 from ._denoiser import TARGETS, Denoiser, Target, diffusion_loss, spike_and_slab_mean
 from ._guidance import Guidance, GuidanceScale, GuidedField
-from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion, inversion_by
 from ._paths import (
     LinearInterpolant,
     Masking,
@@ -37,9 +36,14 @@ from ._samplers import (
     DiffusionSampler,
     DPMSolverSampler,
     FixedStepSampler,
+    FlowInversion,
+    Inversion,
+    NoiseInversion,
     Sampler,
+    UnmaskingInversion,
     UnmaskingSampler,
     check_sampler,
+    inversion_by,
     samplers_for,
 )
 
