@@ -252,7 +252,7 @@ def test_cells_and_methods_that_do_not_fit_are_refused(multimodal, treated, tmp_
         (TypeError, "MuData", lambda: treated.predict_perturbation(rna, DRUG)),
         (TypeError, "AnnData", lambda: MULTISCLDM.load_query_data(rna, multimodal)),
         (TypeError, "AnnData", lambda: MULTISCLDM.prepare_query_anndata(other, multimodal)),
-        (NotImplementedError, "write_h5mu", lambda: multimodal.generate_to(tmp_path / "cells.h5mu")),
+        (NotImplementedError, "write_h5mu", lambda: multimodal.generate_to(tmp_path / "cells.h5mu", 3)),
         (NotImplementedError, "write_h5mu", lambda: multimodal.predict_perturbation_to(tmp_path / "cells.h5mu")),
     ):
         with pytest.raises(error, match=named):

@@ -146,8 +146,6 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
     trained.save(tmp_path / "m")
     before = contents(tmp_path / "m")
 
-    with pytest.raises(ValueError, match="sub/x_"):
-        trained.save(tmp_path / "other", prefix="sub/x_")
     with pytest.raises(TypeError, match="save_adata"):
         trained.save(tmp_path / "other", save_adata=True)
     with pytest.raises(ValueError, match="overwrite"):
@@ -156,7 +154,7 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
     trained.save(tmp_path / "m", overwrite=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="dir_path"):
+    with pytest.raises(NotADirectoryError):
         trained.save(tmp_path / "file", overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -79,6 +79,7 @@ def savable_columns(table: pd.DataFrame) -> pd.DataFrame:
     names = [name for name in table if isinstance(name, str) and "/" not in name and name != NAME_OF_INDEX]
     columns = {name: _as_writable(table[name]) for name in names if _is_savable(table[name])}
     kept = pd.DataFrame(columns, index=table.index)
+    kept.index = kept.index.astype(str)
     return kept.rename_axis(None) if kept.index.name in kept else kept  # which anndata would take for the same
 
 

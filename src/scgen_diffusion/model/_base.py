@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
@@ -36,6 +38,7 @@ from scgen_diffusion.data import (
     GivenCells,
     ReadTables,
     RegisteredCells,
+    SetKey,
     build_anndata,
     check_conditions,
     check_expression,
@@ -62,6 +65,7 @@ from scgen_diffusion.data import (
     registered_genes,
     registered_keys,
     resolve_seed,
+    savable_columns,
     to_plain,
     values_in,
 )
@@ -75,12 +79,15 @@ from scgen_diffusion.generation import (
     describe_condition,
 )
 from scgen_diffusion.module import (
+    CONDITIONS,
     TRAINABLE,
     Trainable,
+    change_options,
     copy_reference,
     perturbation_flow_fits,
     trained_masks,
 )
+from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
 from ._counterfactual import CELL_NAMES, Prediction, check_learned, control_cells, writable
@@ -89,7 +96,6 @@ from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
     MUDATA_FILE,
-    ModelFile,
     check_can_save,
     find_cells,
     init_options,
@@ -100,14 +106,7 @@ from ._model_file import (
     write_model,
     write_together,
 )
-from ._registration import (
-    check_in_memory,
-    check_readable,
-    check_registry,
-    plain_columns,
-    spec_of,
-)
-from ._streaming import check_goal, write_stream
+from ._streaming import write_stream
 from ._training import (
     StageRun,
     describe_training,
@@ -117,20 +116,19 @@ from ._training import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from anndata import AnnData
     from lightning.pytorch.strategies import Strategy
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
-    from scgen_diffusion.nn import ConditionSpec, InputValues
+    from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import Recipe, StageData, TrainingCells
 
     from ._counterfactual import ControlCells
 
-ADVICE_ON_COUNTS = "The model was set up with counts there; give cells with counts in {where}."
+ADVICE_ON_COUNTS = "The model was set up with counts there."
 
 
 class DiffusionModel(BaseModelClass):
@@ -140,6 +138,8 @@ class DiffusionModel(BaseModelClass):
     """
 
     architecture: Any
+    _architectures: ClassVar[Mapping[str, Any]]
+    """Architectures by size."""
     registry_: dict[str, Any]
     var_: pd.DataFrame
     train_indices_: Any
@@ -157,15 +157,20 @@ class DiffusionModel(BaseModelClass):
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _prediction_methods: ClassVar[tuple[str, ...]] = ("inversion",)
     """Allowed values of ``method`` in ``predict_perturbation``."""
-    _draws_residuals: ClassVar[bool] = False
-    """Whether predictions can draw the residuals of cells anew."""
     _stages: ClassVar[tuple[str, ...]]
     """Training stages in order; a method ``_train_<stage>`` trains each."""
     _stages_to_generate: ClassVar[frozenset[str]]
 
     # --- registering cells --------------------------------------------------------------------------------------------
 
-    def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        size: Literal["default", "published"] = "default",
+        **architecture: Any,
+    ) -> None:
         if adata is not None:
             check_in_memory(adata)
         elif registry is not None:
@@ -173,6 +178,15 @@ class DiffusionModel(BaseModelClass):
             registry = {**registry, "model_name": type(self).__name__}  # the registry of CellFiles names no model
         super().__init__(adata, registry)
         self.trained_stages_ = []
+        self.architecture = change_options(self._architectures, size, architecture)
+        self.module = self._build_module()
+        self._describe_cells(adata)
+        architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
+        self.init_params_ = self._get_init_params(locals())
+
+    @abstractmethod
+    def _build_module(self) -> Any:
+        """Return the untrained module of the registered cells; raise if it cannot learn them."""
 
     @property
     def adata(self) -> Any:
@@ -267,19 +281,13 @@ class DiffusionModel(BaseModelClass):
         -----
         UserWarning
             If a column in ``condition_keys`` looks like numbers, cell names or missing labels instead of classes,
-            ``unlabeled_category`` is given but all cells have labels, or a sparse array is stored by columns.
+            or ``unlabeled_category`` is given but all cells have labels.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_readable(adata)
+        check_in_memory(adata, AnnData)
         setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
         setup_method_args["setup_args"] |= vars(setup)
-        where = check_layer(adata, layer)
-        like_a_model = "source_registry" in kwargs  # which has chosen the layer
-        advice = {"advice": ADVICE_ON_COUNTS.format(where=where)} if like_a_model else {}
-        check_expression(adata, layer, values, **advice)
-        matrix = values_in(adata, layer)
-        if isinstance(matrix, sp.csc_array):  # scvi-tools warns of csc_matrix
-            warn_user(f"{where} is stored by columns, so cells are read slowly: `{where} = {where}.tocsr()`.")
+        check_expression(adata, layer, values)
         fields = [
             # is_count_data=False: we check counts ourselves; scvi-tools refuses sparse arrays
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
@@ -297,7 +305,9 @@ class DiffusionModel(BaseModelClass):
 
     def _describe_cells(self, adata: AnnData | None) -> None:
         """Keep the columns of ``var``, and count the cells of each combination of conditions."""
-        self.var_ = pd.DataFrame(index=registered_genes(self.registry_)) if adata is None else plain_columns(adata.var)
+        self.var_ = (
+            pd.DataFrame(index=registered_genes(self.registry_)) if adata is None else savable_columns(adata.var)
+        )
         self._count_combinations(self._registered_codes)
 
     def _take_cells(self, datamodule: TrainingCells | None) -> None:
@@ -309,7 +319,8 @@ class DiffusionModel(BaseModelClass):
             raise TypeError(msg)
         check_same_registry(datamodule.registry, self.registry_)
         self._file_cells, self._adata = datamodule, None
-        self.var_ = plain_columns(datamodule.var, self.var_)
+        var = savable_columns(datamodule.var)
+        self.var_ = pd.DataFrame({**self.var_, **var}, index=var.index)
 
     def _drop_split_of_others(self) -> None:
         """Drop the split into training and validation cells, which are row numbers, unless it is that of the cells."""
@@ -322,13 +333,13 @@ class DiffusionModel(BaseModelClass):
     @classmethod
     def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
         """Register cells as those of a registry were, with other ``options`` of the setup."""
-        check_readable(adata)
+        check_in_memory(adata, AnnData)
         check_same_genes(adata.var_names, genes)
         separate_copy(cls, adata)
         cls.setup_anndata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: AnnData) -> None:
-        check_readable(adata)
+        check_in_memory(adata, AnnData)
         check_same_genes(adata.var_names, self.var_.index)
 
     def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], **options: Any) -> Any:
@@ -376,8 +387,17 @@ class DiffusionModel(BaseModelClass):
     @property
     def _condition_specs(self) -> list[ConditionSpec]:
         """What the networks need to know about each key."""
-        tables = self.registry_["setup_args"]["condition_embeddings"]
-        return [spec_of(key, tables.get(key.name)) for key in self._condition_keys]
+        tables, specs = self.registry_["setup_args"]["condition_embeddings"], list[ConditionSpec]()
+        for key in self._condition_keys:
+            table = tables.get(key.name)
+            vectors = None if table is None else torch.from_numpy(table.to_numpy(dtype=np.float32))
+            if key.is_numeric:
+                specs.append(Number(key.n_columns))
+            elif isinstance(key, SetKey):
+                specs.append(Members(key.n_values, key.largest, vectors))
+            else:
+                specs.append(Classes(key.n_values, vectors))
+        return specs
 
     @property
     def _registered_codes(self) -> np.ndarray:
@@ -823,10 +843,9 @@ class DiffusionModel(BaseModelClass):
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
-        goal = check_goal(path, has_modalities=bool(self.modalities))
         job = self._generation(n_cells, condition, seed=seed, **options)
         return write_stream(
-            goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
+            path, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
 
     def predict_perturbation(
@@ -1004,10 +1023,9 @@ class DiffusionModel(BaseModelClass):
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
-        goal = check_goal(path, has_modalities=bool(self.modalities))
         job = self._prediction(adata_control, condition, seed=seed, **options)
         return write_stream(
-            goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
+            path, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
 
     def _generation(
@@ -1064,7 +1082,7 @@ class DiffusionModel(BaseModelClass):
             known = known_names(method, self._prediction_methods)
             msg = f"{type(self).__name__} does not support `method` {method!r}. {known}"
             raise ValueError(msg)
-        if not keep_residuals and not self._draws_residuals:
+        if not keep_residuals and "perturbation_flow" not in self._prediction_methods:
             msg = f"{type(self).__name__} cannot draw residuals; `keep_residuals` must be True."
             raise ValueError(msg)
         if library_size is None and output == "counts" and self._input_values == "log1p":
@@ -1148,17 +1166,14 @@ class DiffusionModel(BaseModelClass):
             return self._outputs[0]
         output: InputValues = "counts" if counts else "log1p"
         if output not in self._outputs:
-            gives = {"counts": "counts", "log1p": "log-normalised values"}[self._outputs[0]]
-            msg = f"`counts` is {counts}, but this {type(self).__name__} generates {gives}; leave `counts` out."
+            msg = f"`counts` is {counts}, but the values of this model are {self._outputs[0]!r}; leave `counts` out."
             raise ValueError(msg)
         return output
 
     def _check_ready_to_generate(self) -> None:
         """Raise unless the model can generate."""
         if not self.is_trained_:
-            missing = next(s for s in self._stages if s in self._stages_to_generate and s not in self.trained_stages_)
-            call = "train()" if missing == self._stages[0] else f"train_{missing}()"
-            msg = f"The model cannot generate yet; call {call} first."
+            msg = f"The model cannot generate yet; train it first. Trained stages: {self.trained_stages_}."
             raise RuntimeError(msg)
 
     def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
@@ -1234,7 +1249,7 @@ class DiffusionModel(BaseModelClass):
             batch = rows[start : start + len(x)]
             start += len(x)
             if isinstance(source, GivenCells) and (where := source.where):  # files were checked when they were opened
-                totals = check_values(x.numpy(), where, self._input_values, ADVICE_ON_COUNTS.format(where=where))
+                totals = check_values(x.numpy(), where, self._input_values, ADVICE_ON_COUNTS)
                 check_not_empty(totals, source.names(batch), where)
             yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, batch
 
@@ -1274,8 +1289,8 @@ class DiffusionModel(BaseModelClass):
             If ``save_anndata`` is True, and anndata cannot write a column of ``obs`` or ``var``, or it is False, and
             there are ``anndata_write_kwargs``.
         ValueError
-            If ``prefix`` has a "/", the folder exists and ``overwrite`` is False or it holds cells of these names
-            without a model, or ``save_anndata`` is True and there are no cells in memory.
+            If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
+            ``save_anndata`` is True and there are no cells in memory.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
@@ -1339,24 +1354,10 @@ class DiffusionModel(BaseModelClass):
                 "`scgen_diffusion.model.load` takes every class."
             )
             raise ValueError(msg)
-        return cls._restore(saved, adata, accelerator=accelerator, device=device)
-
-    @classmethod
-    def _restore(
-        cls, saved: ModelFile, adata: AnnData | MuData | bool | None, *, accelerator: str, device: int | str
-    ) -> Self:
-        """Build a model from the content of its file."""
         _, _, device = parse_device_args(accelerator, device, one=True)
         cells = find_cells(adata, saved.path)
         if cells is not None:
-            try:
-                cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
-            except (KeyError, ValueError) as error:
-                if adata is None:
-                    error.args = (
-                        f"{error.args[0]} These cells were saved with the model; `adata=False` ignores them.",
-                    )
-                raise
+            cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
         with name_damaged_file(saved.path):
             model = cls(cells, registry=saved.registry, **saved.options)
             for name, value in saved.attributes.items():
@@ -1493,11 +1494,7 @@ class DiffusionModel(BaseModelClass):
             model = cls(registry=cells.registry, **options)
             model._take_cells(cells)
         else:
-            try:
-                reference._check_same_features(adata)
-            except ValueError as error:
-                error.add_note("`prepare_query_anndata` gives new cells the genes of a model.")
-                raise
+            reference._check_same_features(adata)
             tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings)
             extended = {"extend_categories": True, "condition_embeddings": tables}
             cls._register_like(adata, registry, reference.var_.index, **extended)
@@ -1620,3 +1617,25 @@ class DiffusionModel(BaseModelClass):
         if self.reference_ is None or not self._keeps_autoencoder:
             return self.combinations_
         return self.reference_["of_autoencoder"]
+
+
+def check_in_memory(adata: object, kind: Any = AnnData | MuData) -> None:
+    """Raise unless cells are in memory, and of a kind: AnnData, MuData or either."""
+    if not isinstance(adata, kind):
+        advice = ": read some with `cells.read(indices)`, or train on them as `datamodule`"
+        found = type(adata).__name__ + (advice if isinstance(adata, CellFiles) else "")
+        msg = f"`adata` must be cells in memory (AnnData; MuData for MULTISCLDM), but found {found}."
+        raise TypeError(msg)
+
+
+def check_registry(registry: object, model_class: type) -> None:
+    """Raise unless a model of a class can be built from the registry."""
+    given = registry if isinstance(registry, Mapping) else {}
+    if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(given.get("field_registries", {})):
+        msg = "`registry` must be that of a model of this package, or of `CellFiles(...)`."
+        raise ValueError(msg)
+    if (given.get("setup_method_name") == "setup_mudata") != hasattr(model_class, "setup_mudata"):
+        msg = (
+            f"`registry` is of cells that {model_class.__name__} cannot read: only MULTISCLDM reads several modalities."
+        )
+        raise ValueError(msg)

@@ -123,8 +123,7 @@ class Prediction(Job):
         if self.obs is not None:
             obs = self.obs.set_axis(self.obs.index.astype(object).rename(None))  # the file has other names of cells
             check_writable(obs, to_zarr=suffix == ".zarr")
-            hashes = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
-            of_obs = digest_of(list(obs), *hashes)
+            of_obs = digest_of(list(obs), pd.util.hash_pandas_object(obs, index=False).to_numpy())
         return {**self.identity, "adata_control": digest_of(given.source.digest, given.own, of_obs)}
 
     def judge(self) -> None:
@@ -229,12 +228,9 @@ def control_cells(conditions: Conditions, source: GivenCells | CellFiles, condit
 
 
 def writable(obs: pd.DataFrame) -> pd.DataFrame:
-    """Return ``obs`` with columns of text as categories where anndata writes them only so."""
-    obs = obs.copy()
-    for name, text in obs.select_dtypes([object, "string"]).items():
-        if infer_dtype(text) == "string" and (text.dtype != object or text.isna().any()):
-            obs[name] = text.astype("category")
-    return obs
+    """Return ``obs`` with columns of text as categories, as anndata writes them."""
+    text = [name for name, column in obs.select_dtypes([object, "string"]).items() if infer_dtype(column) == "string"]
+    return obs.astype(dict.fromkeys(text, "category"))
 
 
 def check_learned(module: Any, conditions: Conditions, codes: np.ndarray, method: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from scgen_diffusion.diffusion import DDIMSampler
-from scgen_diffusion.module import GeneSpaceModule, ProfileModule, change_options
+from scgen_diffusion.module import GeneSpaceModule, ProfileModule
 from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
     DiffusionPlan,
@@ -18,10 +17,6 @@ from scgen_diffusion.train import (
 from ._base import DiffusionModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
-
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.module import GeneSpaceArchitecture, ProfileArchitecture
     from scgen_diffusion.nn import InputValues
@@ -58,32 +53,18 @@ class GeneSpaceModel(DiffusionModel):
 class ProfileModel(GeneSpaceModel):
     """Base class of diffusion models of log-normalised profiles; subclasses differ in the network."""
 
-    _architectures: ClassVar[Mapping[str, ProfileArchitecture]]
     _backbones: ClassVar[tuple[str, ...]]
     module: ProfileModule
     architecture: ProfileArchitecture
 
-    def __init__(
-        self,
-        adata: AnnData | None = None,
-        registry: dict[str, Any] | None = None,
-        *,
-        size: Literal["default", "published"] = "default",
-        **architecture: Any,
-    ) -> None:
-        super().__init__(adata, registry)
-        chosen = self.architecture = change_options(self._architectures, size, architecture)
-        if chosen.backbone not in self._backbones:
-            msg = f"`backbone` must be one of {list(self._backbones)}, but found {chosen.backbone!r}."
+    def _build_module(self) -> ProfileModule:
+        if self.architecture.backbone not in self._backbones:
+            msg = f"`backbone` must be one of {list(self._backbones)}, but found {self.architecture.backbone!r}."
             raise ValueError(msg)
-        self.module = ProfileModule(
-            self.summary_stats.n_vars, self._condition_specs, input_values=self._input_values, architecture=chosen
-        )
-        self._describe_cells(adata)
         # noise predictions need shorter steps
-        self.default_sampler = "dpm_solver_3m" if chosen.head == "spike_and_slab" else "dpm_solver"
-        architecture = asdict(chosen)  # save all values, so that later versions may change defaults
-        self.init_params_ = self._get_init_params(locals())
+        self.default_sampler = "dpm_solver_3m" if self.architecture.head == "spike_and_slab" else "dpm_solver"
+        options = {"input_values": self._input_values, "architecture": self.architecture}
+        return ProfileModule(self.summary_stats.n_vars, self._condition_specs, **options)
 
     def _start_training(self) -> None:
         super()._start_training()

@@ -57,9 +57,8 @@ def load(
     >>> b_cells.n_obs
     10
     """
-    saved = read_model_file(dir_path, prefix)
-    name = saved.registry["model_name"]
+    name = read_model_file(dir_path, prefix).registry["model_name"]
     if name not in MODELS:
         msg = f"{dir_path} holds a model of the unknown class {name!r}. {known_names(name, list(MODELS))}"
         raise ValueError(msg)
-    return MODELS[name]._restore(saved, adata, accelerator=accelerator, device=device)
+    return MODELS[name].load(dir_path, adata, accelerator=accelerator, device=device, prefix=prefix)

@@ -93,47 +93,31 @@ def read_model_file(dir_path: str | os.PathLike[str], prefix: str | None) -> Mod
     if not path.is_file():
         msg = f"There is no saved model at {path.absolute().parent}: {path.name} is missing."
         raise FileNotFoundError(msg)
-    content = load_plain(path, "model file", "It may be a model of scvi-tools or of another package.")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
-        raise ValueError(msg)
     with name_damaged_file(path):
-        return _parse(path, content)
+        content = read_torch(path)
+        if content.get("format") != FORMAT:
+            msg = f"it was not written by scgen-diffusion (format {FORMAT!r})"
+            raise ValueError(msg)
+        plain = dict(content["attr_dict"])
+        registry, options = plain.pop("registry_"), init_options(plain.pop("init_params_"))
+        registry["setup_args"]["condition_embeddings"] = _restore(plain.pop("condition_embeddings_"))
+        expression = expression_state(registry)
+        expression["column_names"] = to_array(expression["column_names"])
+        if unknown := [name for name in plain if name not in ATTRIBUTES]:
+            msg = f"it has the unknown attribute {unknown[0]!r}"
+            raise ValueError(msg)
+        return ModelFile(path, registry, options, content["model_state_dict"], _restore(plain))
 
 
 def name_damaged_file(path: Path) -> AbstractContextManager[None]:
     """Name the file in an error of its contents, or of the system."""
-    return explain_failed_read(path, f"{path} is damaged, or was changed after it was saved")
+    return explain_failed_read(path, f"{path} is damaged, or no file of this package")
 
 
 def init_options(init_params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a model was constructed with."""
     grouped = init_params["kwargs"].values()
     return {**init_params["non_kwargs"], **{name: value for group in grouped for name, value in group.items()}}
-
-
-def load_plain(path: Path, what: str, advice: str) -> Any:
-    """Read what torch saved, as long as it is plain values and tensors.
-
-    Raises
-    ------
-    ValueError
-        If the file would execute code, or is damaged. ``what`` names the expected file, ``advice`` says what to do.
-    """
-    with explain_failed_read(path, f"{path} is damaged or not a {what}. {advice} It cannot be read"):
-        return read_torch(path)
-
-
-def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
-    plain = dict(content["attr_dict"])
-    registry, options = plain.pop("registry_"), init_options(plain.pop("init_params_"))
-    registry["setup_args"]["condition_embeddings"] = _restore(plain.pop("condition_embeddings_"))
-    expression = expression_state(registry)
-    expression["column_names"] = to_array(expression["column_names"])
-    if unknown := [name for name in plain if name not in ATTRIBUTES]:
-        msg = f"there is the unknown attribute {unknown[0]!r}"
-        raise ValueError(msg)
-    return ModelFile(path, registry, options, content["model_state_dict"], _restore(plain))
 
 
 def _restore(plain: Any) -> Any:
@@ -150,12 +134,6 @@ def _restore(plain: Any) -> Any:
 
 def check_can_save(folder: Path, prefix: str, *, overwrite: bool) -> list[str]:
     """Raise unless a model can be saved to a folder; return the names that files of cells may have there."""
-    if folder.is_file():
-        msg = f"{folder} is a file. `dir_path` must be a folder."
-        raise NotADirectoryError(msg)
-    if (folder / f"{prefix}{MODEL_FILE}").parent != folder:
-        msg = f"`prefix` must be the beginning of file names in the folder, without '/', but found {prefix!r}."
-        raise ValueError(msg)
     if folder.exists() and not overwrite:
         msg = f"{folder} already exists. Choose another folder or set overwrite=True."
         raise ValueError(msg)

@@ -30,11 +30,11 @@ from scgen_diffusion.data import (
     modalities_of,
     resolve_modalities,
     resolve_seed,
+    savable_columns,
 )
 from scgen_diffusion.module import ModalityPanel, MultimodalModule
 
 from ._encoding import check_scale, gene_columns
-from ._registration import plain_columns
 from ._scldm import SCLDM
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ class MULTISCLDM(SCLDM):
     >>> synthetic = model.generate(1_000)  # MuData  # doctest: +SKIP
     """
 
-    _module_cls = MultimodalModule
     modality_vars_: dict[str, pd.DataFrame]
 
     @classmethod
@@ -335,7 +334,7 @@ class MULTISCLDM(SCLDM):
         self.modality_vars_ = {
             name: pd.DataFrame(index=pd.Index(modality.features))
             if adata is None or name not in adata.mod
-            else plain_columns(adata[name].var)
+            else savable_columns(adata[name].var)
             for name, modality in self.modalities.items()
         }
 

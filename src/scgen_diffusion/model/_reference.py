@@ -15,9 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scgen_diffusion._compat import registered_manager
-from scgen_diffusion._files import explain_failed_read
-
-from ._model_file import load_plain
+from scgen_diffusion._files import explain_failed_read, read_torch
 
 if TYPE_CHECKING:
     import os
@@ -100,18 +98,13 @@ def read_weights(path: Path) -> Weights:
     ValueError
         If it is damaged, or holds more than plain values and tensors.
     """
-    if not path.is_file():
-        msg = f"There are no weights at {path}."
-        raise FileNotFoundError(msg)
-    if path.suffix == ".safetensors":
-        with explain_failed_read(path, f"{path} is damaged or not a file of weights"):
-            path.open("rb").close()  # safetensors does not say why it cannot open a file
-            return load_file(path)
-    content = load_plain(path, "file of weights", "Save its state dict alone, for example as .safetensors.")
-    weights = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        msg = f"{path} does not hold weights, a mapping from names to tensors."
-        raise ValueError(msg)
+    with explain_failed_read(path, f"{path} is damaged or not a file of weights"):
+        path.open("rb").close()  # safetensors does not say why it cannot open a file
+        content = load_file(path) if path.suffix == ".safetensors" else read_torch(path)
+        weights = content.get("state_dict", content)
+        if not all(isinstance(w, Tensor) for w in weights.values()):
+            msg = "it does not map names to tensors"
+            raise ValueError(msg)
     return weights
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
-from scgen_diffusion.module import SCLDMModule, build_architecture
+from scgen_diffusion.module import SCLDM_ARCHITECTURES, SCLDMModule
 from scgen_diffusion.train import (
     RECIPES,
     AutoencoderPlan,
@@ -37,8 +37,6 @@ from ._training_pairs import TrainingPairs
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
 
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.nn import InputValues
@@ -105,34 +103,12 @@ class SCLDM(AutoencoderModel):
     ... )  # doctest: +SKIP
     """
 
-    _module_cls: type = SCLDMModule
+    _architectures = SCLDM_ARCHITECTURES
     _prediction_methods: ClassVar = ("perturbation_flow", "inversion")
-    _draws_residuals: ClassVar = True
     default_sampler = "midpoint"
     architecture: SCLDMArchitecture
     _stages = ("autoencoder", "prior", "perturbation_flow")
     _stages_to_generate = frozenset({"autoencoder", "prior"})
-
-    def __init__(
-        self,
-        adata: AnnData | None = None,
-        registry: dict[str, Any] | None = None,
-        *,
-        size: Literal["default", "published"] = "default",
-        **architecture: Any,
-    ) -> None:
-        super().__init__(adata, registry)
-        self.architecture = build_architecture(size, **architecture)
-        if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
-            msg = (
-                "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; other likelihoods need counts. "
-                "SCRDIT and WBDIT take such values as they are."
-            )
-            raise ValueError(msg)
-        self.module = self._build_module()
-        self._describe_cells(adata)
-        architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
-        self.init_params_ = self._get_init_params(locals())
 
     def train_autoencoder(
         self,
@@ -362,12 +338,14 @@ class SCLDM(AutoencoderModel):
         return digest_of(*(tensor.cpu().numpy() for part in parts for tensor in part.state_dict().values()))
 
     def _build_module(self) -> SCLDMModule:
-        return self._module_cls(
-            self.summary_stats.n_vars,
-            self._condition_specs,
-            input_values=self._input_values,
-            architecture=self.architecture,
-        )
+        if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
+            msg = (
+                "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; other likelihoods need counts. "
+                "SCRDIT and WBDIT take such values as they are."
+            )
+            raise ValueError(msg)
+        options = {"input_values": self._input_values, "architecture": self.architecture}
+        return SCLDMModule(self.summary_stats.n_vars, self._condition_specs, **options)
 
     @property
     def _outputs(self) -> tuple[InputValues, ...]:

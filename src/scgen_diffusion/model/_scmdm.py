@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from scgen_diffusion.module import SCMDM_ARCHITECTURES, MoleculeModule, change_options
+from scgen_diffusion.module import SCMDM_ARCHITECTURES, MoleculeModule
 from scgen_diffusion.train import DIFFUSION_RECIPES
 
 from ._gene_space import GeneSpaceModel
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from scgen_diffusion.module import MoleculeArchitecture
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import Recipe
@@ -30,6 +27,8 @@ class SCMDM(GeneSpaceModel):
         Cells registered with :meth:`setup_anndata`.
     registry
         Registry of such cells, to build the model without them.
+    size
+        Only ``"default"``: the recommended architecture, see the user guide.
     **architecture
         Options that change single parts and sizes, see :class:`~scgen_diffusion.module.MoleculeArchitecture`.
 
@@ -59,20 +58,14 @@ class SCMDM(GeneSpaceModel):
 
     module: MoleculeModule
     architecture: MoleculeArchitecture
+    _architectures = SCMDM_ARCHITECTURES
     default_sampler = "unmasking"
 
-    def __init__(
-        self, adata: AnnData | None = None, registry: dict[str, Any] | None = None, **architecture: Any
-    ) -> None:
-        super().__init__(adata, registry)
+    def _build_module(self) -> MoleculeModule:
         if self._input_values != "counts":
             msg = f"{type(self).__name__} needs counts, but `values` of the registered cells is {self._input_values!r}."
             raise ValueError(msg)
-        self.architecture = change_options(SCMDM_ARCHITECTURES, "default", architecture)
-        self.module = MoleculeModule(self.summary_stats.n_vars, self._condition_specs, architecture=self.architecture)
-        self._describe_cells(adata)
-        architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
-        self.init_params_ = self._get_init_params(locals())
+        return MoleculeModule(self.summary_stats.n_vars, self._condition_specs, architecture=self.architecture)
 
     def _recipe(self, stage: str) -> Recipe:
         return DIFFUSION_RECIPES["SCMDM"]["default"].for_cells(len(self.train_indices_))

@@ -24,7 +24,7 @@ from scvi import settings
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
-from scgen_diffusion._compat import handle_sigterm_by, parse_device_args, refusing_as_value_error
+from scgen_diffusion._compat import handle_sigterm_by, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, remove, remove_leftovers, write_atomically
 from scgen_diffusion.data import digest_of, join_parts, part_of, read_record
 from scgen_diffusion.train import EXIT_CODE_OF_SIGTERM, RunOptions, quiet
@@ -180,7 +180,7 @@ class PartMaker(pl.LightningModule):
 
 
 def write_stream(
-    goal: Path,
+    path: str | os.PathLike[str],
     job: Job,
     shard_size: int | None,
     seed: int | None,
@@ -192,7 +192,13 @@ def write_stream(
     num_nodes: int,
 ) -> Path:
     """Make the cells of a job part by part, write them to a file, and return its path."""
-    module, n_cells = job.engine.module, job.n_cells
+    module, n_cells, goal = job.engine.module, job.n_cells, Path(path).expanduser()
+    if job.engine.largest:
+        msg = "Cells of several modalities are made in memory: write what `generate` returns by `write_h5mu`."
+        raise NotImplementedError(msg)
+    if goal.suffix not in SUFFIXES:
+        msg = f"`path` must end in {' or '.join(SUFFIXES)}, but found {str(goal)!r}."
+        raise ValueError(msg)
     if shard_size is None:
         shard_size = min(max(VALUES_PER_PART // job.engine.n_genes, 1), CELLS_PER_PART)
     size = job.engine.round_to_blocks(check_count("shard_size", shard_size))
@@ -202,7 +208,7 @@ def write_stream(
     stream = Stream(goal, identity, rows, overwrite)
     if not stream.is_joined():
         place = module.device
-        if devices == "auto" and (accelerator == "auto" or parse_device_args(accelerator, "auto")[0] == place.type):
+        if accelerator == devices == "auto":
             accelerator, devices = place.type, 1 if place.index is None else [place.index]
         options = RunOptions(accelerator, devices, strategy, enable_progress_bar=False)
         with refusing_as_value_error(), quiet():
@@ -227,16 +233,4 @@ def write_stream(
         finally:
             module.to(place)
     stream.clean()
-    return goal
-
-
-def check_goal(path: str | os.PathLike[str], *, has_modalities: bool) -> Path:
-    """Return the path, or raise if no file of cells can be written there."""
-    goal = Path(path).expanduser()
-    if has_modalities:
-        msg = "Cells of several modalities are made in memory: write what `generate` returns by `write_h5mu`."
-        raise NotImplementedError(msg)
-    if goal.suffix not in SUFFIXES:
-        msg = f"`path` must end in {' or '.join(SUFFIXES)}, but found {str(goal)!r}."
-        raise ValueError(msg)
     return goal

@@ -2,6 +2,7 @@
 
 from ._absent_combinations import expected_log_shares
 from ._architecture import (
+    SCLDM_ARCHITECTURES,
     SCMDM_ARCHITECTURES,
     SCRDIT_ARCHITECTURES,
     WBDIT_ARCHITECTURES,

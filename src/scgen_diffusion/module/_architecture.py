@@ -142,7 +142,7 @@ PUBLISHED = SCLDMArchitecture(
     ema_decay=0.9999,
 )
 
-ARCHITECTURES: dict[str, SCLDMArchitecture] = {"default": SCLDMArchitecture(), "published": PUBLISHED}
+SCLDM_ARCHITECTURES: dict[str, SCLDMArchitecture] = {"default": SCLDMArchitecture(), "published": PUBLISHED}
 
 
 def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
@@ -162,7 +162,7 @@ def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
     TypeError
         If there is no such option.
     """
-    return change_options(ARCHITECTURES, size, changes)
+    return change_options(SCLDM_ARCHITECTURES, size, changes)
 
 
 # --- models over all genes --------------------------------------------------------------------------------------------
