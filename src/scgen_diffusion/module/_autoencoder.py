@@ -160,16 +160,16 @@ def gene_loadings(encoder: Encoder, decoder: Decoder) -> list[Tensor]:
     return loadings if decoder.factors is None else [*loadings, decoder.factors.loadings.weight]
 
 
-def initialise_decoder(
-    start: Tensor,
-    pooled_profile: Tensor,
+def start_at_mean(
     encoder: Encoder,
     decoder: Decoder,
     likelihood: Likelihood,
+    mean: Tensor,
+    pooled_profile: Tensor,
     initial_log_theta: float,
 ) -> None:
-    """Initialise the decoder's outputs at ``start``, and centre the factor pooling at a mean profile ``(genes,)``."""
-    factors = decoder.factors
+    """Initialise the decoder's outputs at mean values ``(genes,)``, and centre the factor pooling at a mean profile."""
+    start, factors = likelihood.outputs_at(mean), decoder.factors
     if "factors" in encoder.network:
         encoder.network.factors.profile_mean.copy_(pooled_profile)
     if (outliers := getattr(likelihood, "outliers", None)) is not None:
@@ -184,10 +184,5 @@ def initialise_decoder(
 
 def _transformer_sizes(a: SCLDMArchitecture) -> dict[str, Any]:
     """Return what attention pooling and gene queries have in common."""
-    return {
-        "width": a.width,
-        "n_layers": a.n_layers,
-        "n_heads": a.n_heads,
-        "n_heads_cross": a.n_heads_cross,
-        "hidden": a.feed_forward_width,
-    }
+    sizes = {name: getattr(a, name) for name in ("width", "n_layers", "n_heads", "n_heads_cross")}
+    return {**sizes, "hidden": a.feed_forward_width}

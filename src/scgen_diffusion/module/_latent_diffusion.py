@@ -43,8 +43,8 @@ from ._autoencoder import (
     Posterior,
     build_likelihood,
     gene_loadings,
-    initialise_decoder,
     share_gene_embedding,
+    start_at_mean,
 )
 from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.nn import ConditionSpec
+
+    from ._likelihoods import Likelihood
 
 
 PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
@@ -108,6 +110,9 @@ class SCLDMModule(ConditionedModule):
         self.latent_shape = (a.n_latent_tokens, a.n_latent)
         self.path = LinearInterpolant()
         self._build_autoencoder(n_input, a)
+        if a.share_gene_embedding:
+            for encoder, decoder, _ in self.parts:
+                share_gene_embedding(encoder, decoder)
         self.prior = DiT(
             *self.latent_shape,
             conditions,
@@ -128,8 +133,11 @@ class SCLDMModule(ConditionedModule):
         self.likelihood = build_likelihood(n_input, architecture)
         self.encoder = Encoder(n_input, architecture)
         self.decoder = Decoder(n_input, self.likelihood.n_outputs, architecture)
-        if architecture.share_gene_embedding:
-            share_gene_embedding(self.encoder, self.decoder)
+
+    @property
+    def parts(self) -> Sequence[tuple[Encoder, Decoder, Likelihood]]:
+        """Encoder, decoder and likelihood of each modality."""
+        return [(self.encoder, self.decoder, self.likelihood)]
 
     def _build_condition_effects(self, conditions: Sequence[ConditionSpec]) -> ConditionEffects | None:
         a = self.architecture
@@ -460,8 +468,7 @@ class SCLDMModule(ConditionedModule):
 
     def _raised(self, totals: Tensor) -> Tensor:
         """Raise totals ``(cells, ...)`` to the least one of training cells where outliers do not follow them."""
-        parts = getattr(self.likelihood, "parts", [self.likelihood])
-        follow = [getattr(part, "outliers", None) is None for part in parts]
+        follow = [getattr(likelihood, "outliers", None) is None for *_, likelihood in self.parts]
         if all(follow) or not self.library_size.is_fitted:
             return totals
         least = self.library_size.limits()[:, 0]
@@ -527,10 +534,10 @@ class SCLDMModule(ConditionedModule):
 
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
-        """Initialise the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
-        start = log_share(target) if self.output_values == "counts" else target
-        log_theta = self.architecture.initial_log_theta
-        initialise_decoder(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
+        """Initialise decoders at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
+        means = zip(target.split(self.n_features), pooled_profile.split(self.n_features), strict=True)
+        for part, (mean, pooled) in zip(self.parts, means, strict=True):
+            start_at_mean(*part, mean, pooled, self.architecture.initial_log_theta)
 
     @torch.no_grad()
     def start_effects(self, condition: Tensor, counts: Tensor, n_cells: Tensor) -> None:
@@ -698,9 +705,3 @@ def _surprising(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor) -> Tenso
     sharper = (new_log_theta - log_theta.mean(0)).clamp(min=0)  # counts that vary more are outliers indeed
     lacking = torch.stack([log_ratio, sharper], dim=1)
     return torch.where(surprise.abs()[:, None] > SURPRISING, lacking, 0.0)
-
-
-def log_share(mean_counts: Tensor) -> Tensor:
-    """Return the log of each gene's share of mean counts ``(genes,)``; finite for genes without counts."""
-    share = mean_counts / mean_counts.sum()
-    return (share + 0.1 / len(share) * share.mean()).log()

@@ -59,6 +59,10 @@ class NegativeBinomialLikelihood(nn.Module):
         self.largest_log_theta = largest_log_theta
         self.outliers = OutlierCounts(n_genes) if outliers else None
 
+    def outputs_at(self, mean: Tensor) -> Tensor:
+        """Return the first outputs that give mean counts ``(genes,)``, finite for genes without counts."""
+        return log_share(mean)
+
     def log_mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the logarithm of ``mu``, ``(cells, genes)``."""
         log_mean = outputs[..., 0].float().log_softmax(1) + library_size.log()
@@ -202,6 +206,10 @@ class GaussianLikelihood(nn.Module):
 
     n_outputs = 1
 
+    def outputs_at(self, mean: Tensor) -> Tensor:
+        """Return the outputs that give mean values ``(genes,)``: these."""
+        return mean
+
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the expected log-normalised values, ``(cells, genes)``, which are never negative."""
         return outputs[..., 0].float().clamp(min=0)
@@ -233,6 +241,10 @@ class BernoulliLikelihood(nn.Module):
 
     n_outputs = 1
 
+    def outputs_at(self, mean: Tensor) -> Tensor:
+        """Return the outputs that give shares of ones ``(features,)``, by Poisson rates with these probabilities."""
+        return log_share(-torch.log1p(-mean.clamp(max=0.999)))
+
     def rates(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the Poisson rates, ``(cells, features)``."""
         share = outputs[..., 0].float().softmax(1)
@@ -263,6 +275,12 @@ class BernoulliLikelihood(nn.Module):
         check_finite(p=p, new_p=new_p)
         gained = (new_p - p) / (1 - p).clamp(min=SMALLEST_RATE)
         return (generators.uniform(x.shape[1]) < torch.where(x > 0, new_p / p, gained)).float()
+
+
+def log_share(mean: Tensor) -> Tensor:
+    """Return the log of each gene's share of mean counts ``(genes,)``; finite for genes without counts."""
+    share = mean / mean.sum()
+    return (share + 0.1 / len(share) * share.mean()).log()
 
 
 def total_rate(share: Tensor, n_ones: Tensor) -> Tensor:

@@ -17,15 +17,13 @@ from ._autoencoder import (
     Posterior,
     build_likelihood,
     gene_loadings,
-    initialise_decoder,
-    share_gene_embedding,
 )
-from ._latent_diffusion import SCLDMModule, log_share
+from ._latent_diffusion import SCLDMModule
 from ._library_size import MultimodalLibrarySize
 from ._likelihoods import BernoulliLikelihood, ModalityPanel, MultimodalLikelihood, has_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from scvi.module.base import LossOutput
@@ -146,16 +144,14 @@ class MultimodalModule(SCLDMModule):
         self.likelihood = MultimodalLikelihood(likelihoods, self.n_features)
         self.encoder = MultimodalEncoder(self.n_features, architecture)
         self.decoder = MultimodalDecoder(self.n_features, [part.n_outputs for part in likelihoods], architecture)
-        if architecture.share_gene_embedding:
-            for encoder, decoder in self._pairs():
-                share_gene_embedding(encoder, decoder)
 
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> MultimodalLibrarySize:
         return MultimodalLibrarySize(len(self.modalities), conditions, n_latent)
 
-    def _pairs(self) -> Iterator[tuple[Encoder, Decoder]]:
-        """Yield the encoder and the decoder of each modality."""
-        return zip(self.encoder.parts, self.decoder.parts, strict=True)
+    @property
+    def parts(self) -> Sequence[tuple[Encoder, Decoder, Likelihood]]:
+        """Encoder, decoder and likelihood of each modality."""
+        return list(zip(self.encoder.parts, self.decoder.parts, self.likelihood.parts, strict=True))
 
     def has(self, x: Tensor) -> Tensor:
         """Return which modalities each cell has, ``(cells, modalities)``."""
@@ -265,20 +261,8 @@ class MultimodalModule(SCLDMModule):
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per feature, of modalities with many features."""
-        large = [pair for pair, n in zip(self._pairs(), self.n_features, strict=True) if n >= LARGE_PANEL]
-        return [loadings for encoder, decoder in large for loadings in gene_loadings(encoder, decoder)]
-
-    @torch.no_grad()
-    def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
-        """Initialise each decoder at the mean cell, and centre the factor pooling there."""
-        means = zip(target.split(self.n_features), pooled_profile.split(self.n_features), strict=True)
-        parts = zip(self._pairs(), self.likelihood.parts, means, strict=True)
-        for (encoder, decoder), likelihood, (mean, pooled) in parts:
-            if isinstance(likelihood, BernoulliLikelihood):
-                mean = -torch.log1p(-mean.clamp(max=0.999))  # Poisson rate with this probability of a count above zero
-            initialise_decoder(
-                log_share(mean), pooled, encoder, decoder, likelihood, self.architecture.initial_log_theta
-            )
+        large = [part for part, n in zip(self.parts, self.n_features, strict=True) if n >= LARGE_PANEL]
+        return [loadings for encoder, decoder, _ in large for loadings in gene_loadings(encoder, decoder)]
 
 
 def pooled_profile(values: Tensor) -> Tensor:
