@@ -39,12 +39,9 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     FileNotFoundError
-        If the path is a file, or a bare name is neither a path nor that of a pretrained model.
+        If a bare name is neither a path nor that of a pretrained model.
     """
     folder = Path(path).expanduser()
-    if folder.is_file():
-        msg = f"{folder} is a file; give the folder of a saved model."
-        raise FileNotFoundError(msg)
     if folder.exists() or len(folder.parts) != 1:
         return folder
     known = pretrained_models()

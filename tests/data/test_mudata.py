@@ -57,15 +57,14 @@ def test_built_cells_are_paired_and_split_by_modality():
     variables = {"rna": pd.DataFrame(index=["CD4", "ACTB"]), "prot": pd.DataFrame(index=["CD4"])}
     values = np.array([[1, 2, 3], [4, 5, 6]])
 
-    built = build_mudata(values, obs, variables, {"model": "SCLDM"}, is_log1p=True, layers={"estimate": values * 2})
+    built = build_mudata(values, obs, variables, {"model": "SCLDM", "values": "log1p"})
 
     assert built["rna"].X.tolist() == [[1, 2], [4, 5]]
     assert built["prot"].X.tolist() == [[3], [6]]
     for part in (built, built["rna"], built["prot"]):
         assert part.obs["cell_type"].tolist() == ["B", "T"]
         assert part.obs["synthetic"].str.startswith("SCLDM ").all()
-        assert part.uns["scgen_diffusion"] == {"model": "SCLDM"}
-    assert built["prot"].layers["estimate"].tolist() == [[6], [12]]
+        assert part.uns["scgen_diffusion"] == {"model": "SCLDM", "values": "log1p"}
     assert built["prot"].uns["log1p"] == {}
 
 

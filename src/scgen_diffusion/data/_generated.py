@@ -29,16 +29,13 @@ def build_anndata(
     obs: pd.DataFrame,
     var: pd.DataFrame,
     provenance: Mapping[str, Any],
-    *,
-    is_log1p: bool,
-    layers: Mapping[str, np.ndarray] | None = None,
     obsm: Mapping[str, np.ndarray] | None = None,
 ) -> AnnData:
     """Build the AnnData of generated cells; ``uns["log1p"]`` tells scanpy that values are logarithms."""
     uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
-    if is_log1p:
+    if provenance["values"] == "log1p":
         uns["log1p"] = {}
-    return AnnData(X=x, obs=mark_synthetic(obs, provenance), var=var.copy(), uns=uns, layers=layers, obsm=obsm)
+    return AnnData(X=x, obs=mark_synthetic(obs, provenance), var=var.copy(), uns=uns, obsm=obsm)
 
 
 def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataFrame:
@@ -64,9 +61,6 @@ def build_mudata(
     obs: pd.DataFrame,
     variables: Mapping[str, pd.DataFrame],
     provenance: Mapping[str, Any],
-    *,
-    is_log1p: bool,
-    layers: Mapping[str, np.ndarray] | None = None,
     obsm: Mapping[str, np.ndarray] | None = None,
 ) -> MuData:
     """Build a MuData of paired cells from values ``(cells, features of all modalities)``.
@@ -75,10 +69,7 @@ def build_mudata(
     """
     parts, ends = {}, accumulate(map(len, variables.values()), initial=0)
     for name, own in zip(variables, (slice(*part) for part in pairwise(ends)), strict=True):
-        own_layers = {layer: values[:, own] for layer, values in (layers or {}).items()}
-        parts[name] = build_anndata(
-            x[:, own], obs.copy(), variables[name], provenance, is_log1p=is_log1p, layers=own_layers, obsm=obsm
-        )
+        parts[name] = build_anndata(x[:, own], obs.copy(), variables[name], provenance, obsm)
     mdata = mudata_of(parts)
     mdata.obs = mark_synthetic(obs, provenance)
     mdata.obsm.update(obsm or {})

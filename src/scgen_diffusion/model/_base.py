@@ -27,7 +27,6 @@ from scvi.model.base import BaseModelClass
 
 from scgen_diffusion._arguments import known_names, list_first, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
-from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
     CellFiles,
@@ -342,9 +341,9 @@ class DiffusionModel(BaseModelClass):
         check_in_memory(adata, AnnData)
         check_same_genes(adata.var_names, self.var_.index)
 
-    def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], **options: Any) -> Any:
+    def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], obsm: Any = None) -> Any:
         """Build what ``generate`` returns, from values, ``obs`` and provenance."""
-        return build_anndata(x, obs, self.var_, uns, is_log1p=uns["values"] == "log1p", **options)
+        return build_anndata(x, obs, self.var_, uns, obsm)
 
     @property
     def _seen_indices(self) -> np.ndarray:
@@ -558,8 +557,7 @@ class DiffusionModel(BaseModelClass):
                 has_validation=len(self.validation_indices_) > 0,
             )
             if how.checkpoint_dir is not None:
-                with explain_failed_write("Making `checkpoint_dir`", how.checkpoint_dir.parent):
-                    how.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+                how.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             for run in runs:
                 with run.interruption:  # after the last step, Ctrl-C lets the stage finish
                     plans.append(getattr(self, f"_train_{run.stage}")(run, **of_stage))

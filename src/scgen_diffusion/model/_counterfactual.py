@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from tqdm import tqdm
 
-    from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes, Rows
+    from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes
     from scgen_diffusion.generation import Support
 
 CELL_NAMES = "adata_control.obs_names"
@@ -143,10 +143,16 @@ class Prediction(Job):
         self, rows: range, progress: tqdm, *, as_part: bool = False
     ) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
         """Predict some cells; the provenance of a part has the sums of its profiles."""
-        x, sums = self._predict(rows, progress)
+        engine, parts, sums = self.engine, [], add_sums(())
+        batches = self.read(np.array(rows), engine.round_to_blocks(check_batch_size(self.batch_size)))
+        for x, of_block in engine.predictions(self.request, batches, rows.start, self.batch_size):
+            parts.append(x)
+            progress.update(x.shape[0])
+            if of_block is not None:
+                sums = add_sums([sums, of_block])
         obs, obsm = self._conditions(rows)
         as_they_are = {"sums": {"numbers": sums.numbers, "values": sums.values}}
-        return x, obs, self.provenance | (as_they_are if as_part else self.mean_change(sums)), obsm
+        return stack_rows(parts), obs, self.provenance | (as_they_are if as_part else self.mean_change(sums)), obsm
 
     def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
         """Return the ``uns`` of the file: that of any part, with the mean changes of all."""
@@ -155,21 +161,6 @@ class Prediction(Job):
             total = add_sums([total, ProfileSums(**uns[PROVENANCE_KEY].pop("sums"))])
         uns[PROVENANCE_KEY] |= self.mean_change(total)
         return uns
-
-    def _predict(self, rows: range, progress: tqdm) -> tuple[Rows, ProfileSums]:
-        """Return the values of some of the cells, and the sums of their profiles."""
-        engine, parts = self.engine, list[Any]()
-        batches = self.read(np.array(rows), engine.round_to_blocks(check_batch_size(self.batch_size)))
-
-        def sums() -> Iterator[ProfileSums]:
-            for x, of_block in engine.predictions(self.request, batches, rows.start, self.batch_size):
-                parts.append(x)
-                progress.update(x.shape[0])
-                if of_block is not None:
-                    yield of_block
-
-        total = add_sums(sums())
-        return stack_rows(parts), total
 
     def _conditions(self, rows: range) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Return ``obs`` and arrays of some cells: new values of the requested keys, and the old ones beside them.

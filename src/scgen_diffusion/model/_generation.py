@@ -83,12 +83,12 @@ class Job(ABC):
         self.judge()
         with tqdm(total=self.n_cells, desc=self.task, unit="cell", disable=not show_progress) as progress:
             x, obs, uns, obsm = self.cells(range(self.n_cells), progress)
-        return self.build(x, drop_unused_categories(obs), uns, obsm=obsm)
+        return self.build(x, drop_unused_categories(obs), uns, obsm)
 
     def make_part(self, rows: range, progress: tqdm) -> AnnData:
         """Make a part for a file, whose first row begins a block, with all categories."""
         x, obs, uns, obsm = self.cells(rows, progress, as_part=True)
-        return self.build(x, obs, uns, obsm=obsm)
+        return self.build(x, obs, uns, obsm)
 
     @abstractmethod
     def cells(

@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._files import explain_failed_read, explain_failed_write, read_torch, sync, write_atomically
+from scgen_diffusion._files import explain_failed_read, read_torch, sync, write_atomically
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     JOINED,
@@ -158,8 +158,7 @@ def write_together(
     never those of another.
     """
     if not folder.exists():
-        with explain_failed_write("Making a folder", folder.parent):
-            folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(folder, overwrite=overwrite) as beside:
             beside.mkdir()
             for name, write in writers.items():

@@ -387,8 +387,8 @@ class MULTISCLDM(SCLDM):
             raise ValueError(msg)
         return names.index(name), pd.Index(self.modalities[name].features)
 
-    def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], **options: Any) -> Any:
-        return build_mudata(x, obs, self.modality_vars_, uns, is_log1p=False, **options)
+    def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], obsm: Any = None) -> Any:
+        return build_mudata(x, obs, self.modality_vars_, uns, obsm)
 
     @property
     def _n_features(self) -> Sequence[int]:

@@ -30,7 +30,7 @@ from scgen_diffusion.data import digest_of, join_parts, part_of, read_record
 from scgen_diffusion.train import EXIT_CODE_OF_SIGTERM, RunOptions, quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from lightning.pytorch.strategies import Strategy
@@ -96,35 +96,11 @@ class Stream:
             raise FileExistsError(msg)
         return not differing
 
-    def begin(self, seed: int) -> int:
-        """Make the folder of parts unless it is there; return the seed of its request."""
-        if not self.folder.exists():
-            with write_atomically(self.folder) as beside:
-                beside.mkdir()
-                (beside / SEED).write_text(str(seed))
-        return int((self.folder / SEED).read_text())
-
     def write(self, number: int, cells: AnnData) -> None:
         """Write a part."""
         content, what = part_of(cells), f"Writing part {number + 1} of {len(self.rows)}"
         with write_atomically(self.path(number)) as beside, explain_failed_part(what, self.goal.parent):
             beside.write_bytes(content)
-
-    def join(self, merge: Callable[..., Mapping[str, Any]]) -> None:
-        """Join all parts to the file."""
-        parts = [self.path(number) for number in range(len(self.rows))]
-        n_bytes = sum(part.stat().st_size for part in parts)  # at most, as the file is compressed
-        explained = explain_failed_part(f"Writing {self.goal.name}", self.goal.parent)
-        with write_atomically(self.goal) as beside, explained:
-            if shutil.disk_usage(self.goal.parent).free < n_bytes:  # HDF5 would crash
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            join_parts(parts, beside, self.identity, merge)
-
-    def clean(self) -> None:
-        """Remove the parts of all requests for this file, and what killed processes left."""
-        remove_leftovers(self.goal)
-        for parts in self.goal.parent.glob(f".{glob.escape(self.goal.name)}.{'?' * N_DIGITS}.parts"):
-            remove(parts)
 
 
 class PartMaker(pl.LightningModule):
@@ -174,8 +150,13 @@ class PartMaker(pl.LightningModule):
         """Let the first process join the parts once all are there."""
         self.bar.close()
         self.trainer.strategy.barrier()
+        goal, paths = self.stream.goal, [self.stream.path(number) for number in range(len(self.stream.rows))]
         if self.trainer.is_global_zero and not self.stream.is_joined():
-            self.stream.join(self.job.merge)
+            n_bytes = sum(path.stat().st_size for path in paths)  # at most, as the file is compressed
+            with write_atomically(goal) as beside, explain_failed_part(f"Writing {goal.name}", goal.parent):
+                if shutil.disk_usage(goal.parent).free < n_bytes:  # HDF5 would crash
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                join_parts(paths, beside, self.stream.identity, self.job.merge)
         self.trainer.strategy.barrier()
 
 
@@ -218,7 +199,11 @@ def write_stream(
         handle_sigterm_by(trainer, lambda *_: sys.exit(EXIT_CODE_OF_SIGTERM))  # Lightning would go on
         if trainer.is_global_zero:
             module.to(trainer.strategy.root_device)
-            job.resume(stream.begin(job.request.seed), job.identity)
+            if not stream.folder.exists():
+                with write_atomically(stream.folder) as beside:
+                    beside.mkdir()
+                    (beside / SEED).write_text(str(job.request.seed))
+            job.resume(int((stream.folder / SEED).read_text()), job.identity)
             job.judge()
         maker = PartMaker(stream, job, show_progress=show_progress)
         on_interrupt = signal.getsignal(signal.SIGINT)
@@ -232,5 +217,7 @@ def write_stream(
             raise KeyboardInterrupt from end
         finally:
             module.to(place)
-    stream.clean()
+    remove_leftovers(goal)
+    for parts in goal.parent.glob(f".{glob.escape(goal.name)}.{'?' * N_DIGITS}.parts"):  # of all requests for this file
+        remove(parts)
     return goal
