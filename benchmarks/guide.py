@@ -48,7 +48,7 @@ def page_blocks() -> dict[tuple[str, str], str]:
     return {
         (f"{GUIDE}/scldm_mathematics.md", "architecture"): option_table(scldm),
         (f"{GUIDE}/scldm_mathematics.md", "recipe"): recipe_table(
-            {size: {stage: getattr(RECIPES[size], stage) for stage in ("autoencoder", "prior")} for size in RECIPES}
+            {size: {stage: RECIPES[size][stage] for stage in ("autoencoder", "prior")} for size in RECIPES}
         ),
         (f"{GUIDE}/scrdit_mathematics.md", "architecture"): option_table(scrdit),
         (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(recipes),

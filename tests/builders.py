@@ -32,7 +32,7 @@ from scvi.data import AnnDataManager
 
 from scgen_diffusion.diffusion import _random
 from scgen_diffusion.model import SCLDM, SCMDM, SCRDIT, WBDIT, _scldm
-from scgen_diffusion.train import RECIPES, PerturbationFlowRecipe, PriorRecipe, TrainingRecipe, _initialise
+from scgen_diffusion.train import RECIPES, AutoencoderRecipe, PerturbationFlowRecipe, PriorRecipe
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("busy")
@@ -61,13 +61,12 @@ async def _at_once(work, /, *arguments, **options):
 
 asyncio.to_thread = _at_once  # zarr does so for each of many small files, which takes two fifths of the time to write
 
-_initialise.N_TOTALS = 2_000  # enough for small models; drawing a hundred thousand takes a quarter of a tiny training
-
 # As many epochs as usual, of 3 steps instead of 10: the prior's and the flow's take half of a tiny training.
-QUICK_RECIPE = TrainingRecipe(
-    prior=PriorRecipe(smallest_epoch=3, reference_steps=1200),
-    perturbation_flow=PerturbationFlowRecipe(smallest_epoch=3, reference_steps=90, batch_size=64),
-)
+QUICK_RECIPE = {
+    "autoencoder": AutoencoderRecipe(),
+    "prior": PriorRecipe(smallest_epoch=3, reference_steps=1200),
+    "perturbation_flow": PerturbationFlowRecipe(smallest_epoch=3, reference_steps=90, batch_size=64),
+}
 _scldm.RECIPES = {**RECIPES, "default": QUICK_RECIPE}
 
 TYPES = ["B cell", "T cell", "NK", "rare", "never seen"]
@@ -412,9 +411,9 @@ def start_apart(tmp_path_factory):
             "(name[-3:] == 'err'))\n"
         )
         same = (
-            "from scgen_diffusion.model import _scldm\nfrom scgen_diffusion.train import _initialise\n"
-            "from scgen_diffusion.train import AutoencoderRecipe, PriorRecipe, TrainingRecipe, PerturbationFlowRecipe\n"
-            f"_initialise.N_TOTALS = {_initialise.N_TOTALS}\n_scldm.RECIPES['default'] = {QUICK_RECIPE}\n"
+            "from scgen_diffusion.model import _scldm\n"
+            "from scgen_diffusion.train import AutoencoderRecipe, PriorRecipe, PerturbationFlowRecipe\n"
+            f"_scldm.RECIPES['default'] = {QUICK_RECIPE}\n"
         )
         path.write_text(f"import os, sys\nsys.argv = {['-c', *map(str, arguments)]}\n{redirect}{same}{script}")
         processes.append(APART.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"}))

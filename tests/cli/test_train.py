@@ -46,7 +46,7 @@ def test_a_model_is_trained_and_saved(call, cells_file, small, tmp_path):
     assert (code, printed) == (0, f"{out}\n"), err
     assert "SCLDM of 96 cells" in err
     assert "cell_type (5 classes)" in err
-    assert re.search(r"Training 100%.*prior epoch 1 of 1, validation loss", err)
+    assert re.search(r"Training 100%.*prior epoch 1 of 1, loss", err)
     assert len(re.findall(r"\rTraining +0%", err)) == 1  # one bar for both stages
     assert [path.name for path in out.iterdir()] == ["model.pt"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -159,8 +159,9 @@ def test_a_signal_stops_training_and_the_same_command_resumes(
 ):
     out, command = tmp_path / "model", ["train", cells_file, "-o", tmp_path / "model", *small]
     command[command.index("--max-epochs") + 1] = "3"
+    command += ["--trainer", "checkpoint_minutes=0"]
     with monkeypatch.context() as patch:
-        send_while_training(patch, Sender(number, stage, 0))
+        send_while_training(patch, Sender(number, stage, 1))
         found, printed, err = call(*command)
     assert (found, printed) == (code, "")
     assert "run the same command again to resume" in err
@@ -168,7 +169,7 @@ def test_a_signal_stops_training_and_the_same_command_resumes(
     assert (tmp_path / ".model.checkpoints" / f"{stage}.ckpt").exists()
     found, printed, err = call(*command)
     assert (found, printed) == (0, f"{out}\n")
-    assert f"Resuming the {stage} after epoch 1" in err
+    assert f"Resuming the {stage} after epoch" in err
     assert not (tmp_path / ".model.checkpoints").exists()
     assert len(sgd.model.load(out).history_[f"{stage}_loss_train"]) == 3
 
@@ -183,7 +184,6 @@ def test_a_signal_stops_training_and_the_same_command_resumes(
         ("-e decoder=3", "max_epochs"),
         ("-e many", "max_epochs"),
         ("-e 3 -e 4", "--max-epochs"),
-        ("--trainer callbacks=3", "callbacks"),
         ("--trainer train_sise=.5", "train_sise"),
         ("--num-nodes 0", "num_nodes"),
         ("--devices []", "devices"),

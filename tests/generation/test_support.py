@@ -28,7 +28,8 @@ KNOWN, NEW, SEEN = [8, 1], [8, 2], [0, 1]
 def module_of(flow, codes, centres, shifts, *, n_cells=1000, of_training=0.0):
     """Fit shifts of latents, which are the genes as well."""
     n, perturbations = len(codes), torch.as_tensor(codes).float()
-    flow.add_shift(n).fit(centres, shifts, torch.full((n,), 1 / n_cells), torch.eye(SIZE), perturbations)
+    own_controls = torch.zeros(n), torch.arange(n)
+    flow.add_shift(n).fit(centres, shifts, torch.full((n,), 1 / n_cells), torch.eye(SIZE), perturbations, *own_controls)
     changes = flow.add_changes(n, SIZE, 1)
     changes.groups.copy_(torch.arange(n))
     changes.misfit.fill_(of_training)

@@ -16,7 +16,8 @@ def fitted(conditions, perturbations, centres, shifts, *, control, variance=1e-3
     perturbations = torch.as_tensor(perturbations).float()
     shift = ExpectedShift(conditions, SIZE, len(centres), control, perturbs)
     variances = torch.as_tensor(variance).expand(len(centres)).float()
-    shift.fit(centres, shifts, variances, torch.eye(SIZE), perturbations)
+    own_controls = 0 * variances, torch.arange(len(centres))
+    shift.fit(centres, shifts, variances, torch.eye(SIZE), perturbations, *own_controls)
 
     def ask(x, condition):
         x, condition = torch.as_tensor(x).float(), torch.tensor([condition]).float()
@@ -34,7 +35,8 @@ def test_it_finds_out_how_alike_cells_respond_that_differ(length):
     shift = ExpectedShift((100, 2), SIZE, 100, torch.tensor([100.0, 0.0]), PERTURBS)
     perturbations = torch.stack([torch.arange(100), torch.ones(100)], 1)
 
-    shift.fit(centres, shifts, torch.full((100,), 1e-3), torch.eye(SIZE), perturbations)
+    own_controls = torch.zeros(100), torch.arange(100)
+    shift.fit(centres, shifts, torch.full((100,), 1e-3), torch.eye(SIZE), perturbations, *own_controls)
 
     assert length / 1.5 < shift.options[2] < 1.5 * length
 

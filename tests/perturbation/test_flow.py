@@ -68,7 +68,7 @@ def fit_shift(flow, shifts, centres):
     """Let the expected shift of the first perturbation be learned from groups of cells."""
     n = len(centres)
     perturbed = torch.tensor([[0.0, 1.0]]).expand(n, -1)
-    given = centres, shifts, torch.full((n,), 1e-6), torch.eye(2), perturbed
+    given = centres, shifts, torch.full((n,), 1e-6), torch.eye(2), perturbed, torch.zeros(n), torch.arange(n)
     flow.add_shift(n).fit(*given)
 
 

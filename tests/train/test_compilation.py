@@ -54,13 +54,13 @@ def latents(n, seed, shape):
 def autoencoder(plan):
     torch.manual_seed(0)
     module = SCLDMModule(N_GENES, [N_CLASSES], architecture=build_architecture("default", n_layers=1))
-    return plan(module, RECIPES["default"].autoencoder, seed=0), cells
+    return plan(module, RECIPES["default"]["autoencoder"], seed=0), cells
 
 
 def prior():
     torch.manual_seed(0)
     module = SCLDMModule(N_GENES, [N_CLASSES], architecture=build_architecture("default", prior_n_layers=1))
-    return PriorPlan(module, RECIPES["default"].prior, seed=0), lambda n, seed: latents(n, seed, module.latent_shape)
+    return PriorPlan(module, RECIPES["default"]["prior"], seed=0), lambda n, seed: latents(n, seed, module.latent_shape)
 
 
 def gene_space(name, module, architecture):

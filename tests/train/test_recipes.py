@@ -15,7 +15,7 @@ from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES, learning_rate_fact
 from scgen_diffusion.train._runner import _default_precision
 
 ALL = [
-    *(getattr(recipes, stage) for recipes in RECIPES.values() for stage in ("autoencoder", "prior")),
+    *(recipes[stage] for recipes in RECIPES.values() for stage in ("autoencoder", "prior")),
     *(DIFFUSION_RECIPES[name]["default"] for name in ("SCMDM", "SCRDIT")),
 ]
 
@@ -58,7 +58,6 @@ def test_there_is_always_an_epoch_and_it_shows_every_cell(recipe, n_cells, batch
         ("patience", [0, 1.5]),
         ("reference_steps", [0]),
         ("batch_size", [2.5]),
-        ("betas", [0.9, (0.9,), (0.9, 1.0), ("a", 0.9)]),
         ("learning_rate", [float("inf")]),
         ("drop_probability", [1.5, -0.1, float("nan"), "0.5"]),
     ],
@@ -78,7 +77,7 @@ def test_numbers_of_numpy_become_plain_as_checkpoints_need_them(recipe):
     assert values == [1e-3, 3, True, 0.0, 0.95]
 
 
-USUAL = RECIPES["default"].autoencoder
+USUAL = RECIPES["default"]["autoencoder"]
 
 
 def test_regularisation_weighs_less_the_more_cells_there_are():
@@ -110,7 +109,7 @@ def test_only_large_networks_compute_in_bfloat16_and_only_on_gpus_that_can(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    recipes = [RECIPES[size].autoencoder, RECIPES[size].prior]
+    recipes = [RECIPES[size]["autoencoder"], RECIPES[size]["prior"]]
     recipes.append(DIFFUSION_RECIPES["WBDIT"][size])
     assert {_default_precision(recipe, accelerator) for recipe in recipes} == {expected}
 

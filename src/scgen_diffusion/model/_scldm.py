@@ -23,11 +23,11 @@ from scgen_diffusion.train import (
     cache_latents,
     correct_effects,
     fit_changes,
-    fit_missed,
     fit_shift,
     learn_later_effects,
     standardise_latents,
     start_autoencoder,
+    start_effects,
 )
 
 from ._encoding import AutoencoderModel
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from ._counterfactual import ControlCells
     from ._training import StageRun
 
-LATENTS_IN_MEMORY = 2 << 30  # bytes
-LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
 
 
@@ -230,6 +228,7 @@ class SCLDM(AutoencoderModel):
     def _train_autoencoder(self, run: StageRun) -> StagePlan:
         if "autoencoder" not in self.trained_stages_:
             start_autoencoder(self.module, self._cells, self.train_indices_)
+            start_effects(self.module, self._cells, self.train_indices_)
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         self.module.perturbation_flow = self.module.absent_effects = None
         plan = self._fit(run, AutoencoderPlan(self.module, run.recipe, seed=run.seed), self._cell_data(run.recipe))
@@ -240,11 +239,11 @@ class SCLDM(AutoencoderModel):
     def _train_prior(self, run: StageRun) -> StagePlan:
         if self.reference_ is None or self.reference_["trainable"] != "new_conditions":
             self.module.absent_effects = None  # those of the prior before
-        with self._cache_latents() as cache:
-            self._fit_to_latents(cache)
-            split = self.train_indices_, self.validation_indices_
-            data = LatentData(cache, *split, run.recipe.batch_size, run.recipe.smallest_epoch)
-            plan = self._fit(run, PriorPlan(self.module, run.recipe, seed=run.seed), data, self._autoencoder_digest)
+        cache = cache_latents(self.module, self._cells)
+        self._fit_to_latents(cache)
+        split = self.train_indices_, self.validation_indices_
+        data = LatentData(cache, *split, run.recipe.batch_size, run.recipe.smallest_epoch)
+        plan = self._fit(run, PriorPlan(self.module, run.recipe, seed=run.seed), data, self._autoencoder_digest)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
             add_absent_effects(self.module, self._cells, self._seen_indices, sampler, run.bar)
@@ -267,22 +266,21 @@ class SCLDM(AutoencoderModel):
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control, match_keys)
         pairs.check()
         plan = PerturbationFlowPlan(self.module, run.recipe, seed=run.seed)
-        with self._cache_latents() as cache:
-            if "prior" not in self.trained_stages_:
-                self._fit_to_latents(cache)
-            with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
-                torch.set_rng_state(torch.Generator().manual_seed(plan.seed).get_state())
-                flow = self.module.add_perturbation_flow()
-            flow.start_from(torch.from_numpy(pairs.code).to(self.device))
-            fit_shift(self.module, cache, pairs.groups)
-            data = PairData(cache, pairs.groups, run.recipe, run.recipe.steps_per_epoch(len(self.train_indices_)))
-            matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
-            parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
-            values = {key.name: key.decode(code)[0] for key, code in parts}
-            depends_on = self._autoencoder_digest, sorted(control.items()), *matches
-            self._fit(run, plan, data, *depends_on, control_values=values, match_keys=list(pairs.labels))
-            fit_changes(self.module, self._cells, pairs.groups, run.bar)
-            fit_missed(self.module, self._cells, pairs.groups, run.bar)
+        cache = cache_latents(self.module, self._cells)
+        if "prior" not in self.trained_stages_:
+            self._fit_to_latents(cache)
+        with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
+            torch.set_rng_state(torch.Generator().manual_seed(plan.seed).get_state())
+            flow = self.module.add_perturbation_flow()
+        flow.start_from(torch.from_numpy(pairs.code).to(self.device))
+        fit_shift(self.module, cache, pairs.groups)
+        data = PairData(cache, pairs.groups, run.recipe, run.recipe.steps_per_epoch(len(self.train_indices_)))
+        matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
+        parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
+        values = {key.name: key.decode(code)[0] for key, code in parts}
+        depends_on = self._autoencoder_digest, sorted(control.items()), *matches
+        self._fit(run, plan, data, *depends_on, control_values=values, match_keys=list(pairs.labels))
+        fit_changes(self.module, self._cells, pairs.groups, run.bar)
         self._record_trained(*self.trained_stages_, "perturbation_flow")
         return plan
 
@@ -307,7 +305,7 @@ class SCLDM(AutoencoderModel):
         return [*stages, "perturbation_flow"]
 
     def _recipe(self, stage: str) -> Recipe:
-        recipe = getattr(RECIPES[self._recipe_name], stage)
+        recipe = RECIPES[self._recipe_name][stage]
         if stage == "autoencoder" and self._recipe_name == "default":
             recipe = recipe.for_cells(len(self.train_indices_), self._n_features)
         if stage == "autoencoder" and self.reference_ is not None:  # keep its KL weight
@@ -318,10 +316,6 @@ class SCLDM(AutoencoderModel):
     def _n_features(self) -> Sequence[int]:
         """Number of features of each modality."""
         return (self.summary_stats.n_vars,)
-
-    def _cache_latents(self) -> LatentCache:
-        limit = LATENTS_IN_MEMORY if self._file_cells is None else LATENTS_IN_MEMORY_WITH_FILES
-        return cache_latents(self.module, self._cells, limit)
 
     def _fit_to_latents(self, cache: LatentCache) -> None:
         """Store library sizes and the scale of the latents, which ``generate`` needs."""

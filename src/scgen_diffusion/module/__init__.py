@@ -1,6 +1,5 @@
 """scvi-tools modules: tensors in, losses and samples out."""
 
-from ._absent_combinations import expected_log_shares
 from ._architecture import (
     SCLDM_ARCHITECTURES,
     SCMDM_ARCHITECTURES,
@@ -14,11 +13,12 @@ from ._architecture import (
     change_options,
 )
 from ._autoencoder import Posterior
+from ._condition_effects import AbsentEffects, ridge
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
 from ._gene_space import GeneSpaceModule
-from ._latent_diffusion import FEW_CELLS, SCLDMModule
+from ._latent_diffusion import SCLDMModule
 from ._library_size import LibrarySizeModel
 from ._likelihoods import ModalityPanel, NegativeBinomialLikelihood, OutlierCounts
 from ._molecules import MoleculeModule

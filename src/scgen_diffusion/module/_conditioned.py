@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Sampler
-    from scgen_diffusion.nn import ConditionEffects, ConditionSpec, InputValues
+    from scgen_diffusion.nn import ConditionSpec, InputValues
     from scgen_diffusion.perturbation import PerturbationFlow
 
-    from ._absent_combinations import AbsentEffects
+    from ._condition_effects import AbsentEffects, ConditionEffects
 
 TensorMap = Callable[[Tensor], Tensor]
 MOST_REDRAWS = 50  # of a cell; a tenth of draws with a count leaves 1 in 200 empty

@@ -12,8 +12,7 @@ from scgen_diffusion.nn import ConditionEmbedding, encodings_of, extended_state,
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from scgen_diffusion.nn import ConditionEffects
-
+    from ._condition_effects import ConditionEffects
     from ._conditioned import ConditionedModule
 
 Trainable = Literal["new_conditions", "conditions", "network", "all"]

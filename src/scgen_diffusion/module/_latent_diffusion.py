@@ -18,24 +18,20 @@ from scgen_diffusion.diffusion import (
     Guidance,
     GuidedField,
     LinearInterpolant,
-    Sampler,
     diffusion_loss,
     draw_binomial,
     keep_molecules,
 )
 from scgen_diffusion.nn import (
     TARGET_SUM,
-    ConditionEffects,
     DiT,
     InputValues,
-    classes_are_given,
     encodings_of,
     log_profile,
     total_counts,
 )
 from scgen_diffusion.perturbation import MissedChanges, PerturbationFlow
 
-from ._absent_combinations import AbsentEffects, even_shares, shrink
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import (
     Decoder,
@@ -46,13 +42,14 @@ from ._autoencoder import (
     share_gene_embedding,
     start_at_mean,
 )
+from ._condition_effects import AbsentEffects, ConditionEffects
 from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
 from ._library_size import LibrarySizeModel
 from ._likelihoods import NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch.optim.swa_utils import AveragedModel
 
@@ -61,17 +58,7 @@ if TYPE_CHECKING:
     from ._likelihoods import Likelihood
 
 
-PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
-SURPRISING = 4.0  # standard deviations
-FEW_CELLS = 200  # of a condition, which tell only about surprising genes
-SHRINKING_ROUNDS = 20
-MOST_THETA = 50.0  # beyond it, few cells cannot tell
-N_TO_COMPARE, AT_ONCE = 16, 16  # generated cells of a combination, and combinations
-SURPRISING_LACK = 2.0  # standard deviations between combinations that have training cells
-LEAST_EFFECT = 0.3  # natural logarithm; smaller ones, the prior may know better
-MOST_EFFECT = 3.0
 MOST_DIMENSIONS = 256  # of the embedding of condition effects
-LEAST_LOG_SHARE = -11.5  # of a cell's counts, 1e-5; effects on rarer genes do not show
 
 
 class SCLDMModule(ConditionedModule):
@@ -539,169 +526,9 @@ class SCLDMModule(ConditionedModule):
         for part, (mean, pooled) in zip(self.parts, means, strict=True):
             start_at_mean(*part, mean, pooled, self.architecture.initial_log_theta)
 
-    @torch.no_grad()
-    def start_effects(self, condition: Tensor, counts: Tensor, n_cells: Tensor) -> None:
-        """Initialise the condition effects at the log ratios of each combination's mean profile to the overall one.
-
-        Genes that only a rare type has would else take too many steps to learn. ``PSEUDO_COUNTS`` shrink the ratios.
-        Cells without a label count in the overall profile only: what is not given has no effect.
-
-        Parameters
-        ----------
-        condition
-            Combinations of conditions, ``(n, columns)``.
-        counts
-            Sums of their cells, ``(n, genes)``.
-        n_cells
-            Number of their cells, ``(n,)``.
-        """
-        expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
-        log_ratios = ((counts + PSEUDO_COUNTS) / (expected + PSEUDO_COUNTS)).log()
-        self.condition_effects.loadings.weight.zero_()
-        effects = torch.stack([log_ratios, torch.zeros_like(log_ratios)], dim=-1)
-        given = classes_are_given(condition, self.conditions)
-        self.condition_effects.add(condition[given], effects[given], n_cells[given])
-
-    @torch.no_grad()
-    def lacking_effects(self, parts: Sequence[Tensor], condition: Tensor) -> Tensor:
-        """Return what effects of conditions lack on genes that cells have far more or less often than expected.
-
-        Counts that only few cells have can pass for outliers in training, so that the gene's effect learns nothing.
-
-        Parameters
-        ----------
-        parts
-            Expression of the cells of each condition, ``(cells, genes)`` each.
-        condition
-            Their conditions, ``(n, columns)``.
-
-        Returns
-        -------
-        Tensor
-            ``(n, genes, 2)``.
-        """
-        sizes = torch.tensor([len(x) for x in parts], device=condition.device)
-        predicted = self._predictions(parts, condition.repeat_interleave(sizes, 0))
-        return torch.stack([_lacking(x, *values) for x, values in zip(parts, predicted, strict=True)])
-
-    @torch.no_grad()
-    def lacking_means(self, condition: Tensor, x: Tensor) -> Tensor:
-        """Return what effects of conditions lack on the means of some cells, as far as it is no noise, ``(genes, 2)``.
-
-        Parameters
-        ----------
-        condition
-            Conditions of the cells, ``(cells, columns)``.
-        x
-            Their expression, ``(cells, genes)``.
-        """
-        [(_, log_theta, _, mean)] = self._predictions([x], condition)
-        return _differing_means(x, mean, log_theta)
-
-    @torch.no_grad()
-    def add_absent_effects(
-        self,
-        absent: tuple[Tensor, Tensor],
-        seen: tuple[Tensor, Tensor],
-        sampler: Sampler,
-        bar: Callable[[Sequence[Any]], Iterable[Any]] = iter,
-    ) -> None:
-        """Give combinations without training cells the effects that their generated cells lack.
-
-        The latents of such cells are extrapolated by the prior, and so hold only a part of what the classes do
-        elsewhere. Combinations with cells lack nothing. What theirs seem to lack on average is due to few cells, which
-        have the same noise in all combinations, and to large cells, which count more in sums. How much it differs
-        between them shows how far their effects add up.
-
-        Parameters
-        ----------
-        absent
-            Combinations of classes ``(m, columns)``, and their expected mean profiles, logarithms of shares
-            ``(m, genes)``.
-        seen
-            Some combinations that have training cells, likewise.
-        sampler
-            Sampler of the cells to compare, without guidance.
-        bar
-            Shows the progress of a loop over the combinations without training cells.
-        """
-        self.absent_effects = None
-        codes, expected = absent
-        of_seen = self._lacking_shares(*seen, sampler, iter)
-        usual, least = of_seen.mean(0), (SURPRISING_LACK * of_seen.std(0)).clamp(min=LEAST_EFFECT)
-        effects = (self._lacking_shares(*absent, sampler, bar) - usual).clamp(-MOST_EFFECT, MOST_EFFECT)
-        matter = (effects.abs() > least) & (torch.maximum(expected, expected - effects) > LEAST_LOG_SHARE)
-        combinations, genes = matter.nonzero().T
-        learned = AbsentEffects(*codes.shape, len(genes))
-        learned.load_state_dict(
-            {"codes": codes, "combinations": combinations, "genes": genes, "effects": effects[matter]}
-        )
-        self.absent_effects = learned.to(codes.device)
-
-    def _lacking_shares(
-        self, condition: Tensor, log_shares: Tensor, sampler: Sampler, bar: Callable[[Sequence[Any]], Iterable[Any]]
-    ) -> Tensor:
-        """Return the log ratios of expected shares to those of a few generated cells, ``(m, genes)``."""
-        guidance = Guidance(self.strategy.terms([1.0] * len(self.conditions)))
-        device, found = self.latent_mean.device, []
-        for codes, expected in bar([*zip(condition.split(AT_ONCE), log_shares.split(AT_ONCE), strict=True)]):
-            given = codes.repeat_interleave(N_TO_COMPARE, 0)
-            generators = Generators(0, [*range(N_TO_COMPARE)] * len(codes), device)  # the same noise for each
-            states = sampler(self.denoiser(given, guidance), self.draw_noise(generators), generators=generators)
-            totals = torch.full((len(given), 1), TARGET_SUM, device=device)
-            means = self.likelihood.mean(**self.decode(self.unstandardise(states), totals, given))
-            of_each = means.unflatten(0, (len(codes), N_TO_COMPARE)).mean(1)
-            found.append(expected - (of_each / of_each.sum(1, keepdim=True)).log())
-        return torch.cat(found)
-
-    def _predictions(self, parts: Sequence[Tensor], condition: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Encode and decode cells part by part; return what :func:`_lacking` compares them with."""
-        sizes = [len(x) for x in parts]
-        noise = [torch.randn(n, *self.latent_shape, generator=torch.Generator().manual_seed(0)) for n in sizes]
-        x = torch.cat(list(parts))
-        z = self.inference(x, noise=torch.cat(noise).to(x.device))["z"]
-        decoded = self.decode(z, self.totals(x), condition)
-        mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
-        zero, mean = self.likelihood.probability_of_zero(**decoded), self.likelihood.mean(**decoded)
-        return zip(*(values.split(sizes) for values in (mu, log_theta, zero, mean)), strict=True)
-
 
 def _misfit(observed: Tensor, expected: Tensor) -> float:
     n_molecules = observed.sum().clamp(min=1)
     p, q = observed / n_molecules, expected.clamp(min=1e-12) / expected.sum()
     divergence = torch.xlogy(p, p).sum() - torch.xlogy(p, q).sum()
     return max(float(divergence - len(p) / n_molecules), 0.0)
-
-
-def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor) -> Tensor:
-    """Compare cells of one condition with their predicted means, dispersions and zeros; return ``(genes, 2)``.
-
-    ``mu`` and ``log_theta`` leave outliers out, ``zero`` and ``mean`` do not.
-
-    Of few cells, only surprising genes are corrected, as others would learn noise. Of many, means of all genes are, as
-    far as they differ from their predictions by more than noise: hardly, if the model has learned them.
-    """
-    return _surprising(x, mu, log_theta, zero) if len(x) <= FEW_CELLS else _differing_means(x, mean, log_theta)
-
-
-def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:
-    mean = mean.clamp(min=1e-12)
-    log_ratio = ((x.sum(0) + 0.05) / (mean.sum(0) + 0.05)).log()
-    # the noise of genes that only these cells express is that of their counts
-    likely = mean * ((x.sum(0) + 0.05) / mean.sum(0)).clamp(min=1.0)
-    noise = (likely + likely.square() / log_theta.exp()).sum(0) / (likely.sum(0) + 0.05).square()  # of the log ratio
-    shares = even_shares(log_ratio)
-    for _ in range(SHRINKING_ROUNDS):
-        shrunk, shares = shrink(log_ratio, noise, shares)
-    return torch.stack([shrunk, torch.zeros_like(shrunk)], dim=1)
-
-
-def _surprising(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor) -> Tensor:
-    surprise = ((x > 0).float() - (1 - zero)).sum(0) / ((zero * (1 - zero)).sum(0) + 0.5).sqrt()
-    log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()  # finite, and hardly shrunk
-    mu = mu * log_ratio.exp()
-    squares, excess = mu.square().sum(0), ((x - mu).square() - mu).sum(0)
-    new_log_theta = (squares / excess.clamp(min=squares / MOST_THETA)).log()
-    sharper = (new_log_theta - log_theta.mean(0)).clamp(min=0)  # counts that vary more are outliers indeed
-    lacking = torch.stack([log_ratio, sharper], dim=1)
-    return torch.where(surprise.abs()[:, None] > SURPRISING, lacking, 0.0)

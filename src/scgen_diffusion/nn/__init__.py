@@ -10,7 +10,6 @@ from ._blocks import (
     SwiGLU,
     TimeEmbedding,
 )
-from ._condition_effects import ConditionEffects
 from ._condition_embedding import (
     Classes,
     ConditionEmbedding,

@@ -85,7 +85,7 @@ class ExpectedShift(nn.Module):
         self.register_buffer("farthest", torch.tensor(torch.inf))  # square distance from it, along the axes
         self.register_buffer("options", torch.zeros(3))  # a, b, length
 
-    def forward(self, x: Tensor, condition: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return the expected shift of control latents.
 
         Parameters
@@ -94,11 +94,8 @@ class ExpectedShift(nn.Module):
             Standardised latents, ``(n, tokens, n_latent)``.
         condition
             Conditions after the perturbation, ``(n, columns)``.
-        weights
-            Weights of the groups, such as those of :meth:`weights_without`; default: those of all groups.
         """
-        weights = self.weights if weights is None else weights
-        return (self.covariance_with_groups(x, condition) @ weights.double()).to(x.dtype).view_as(x)
+        return (self.covariance_with_groups(x, condition) @ self.weights.double()).to(x.dtype).view_as(x)
 
     def place(self, x: Tensor) -> Tensor:
         """Return where latents ``(n, size)`` are along the axes, from the middle of the groups: ``(n, axes)``.
@@ -167,9 +164,8 @@ class ExpectedShift(nn.Module):
         variances: Tensor,
         axes: Tensor,
         perturbations: Tensor,
-        *,
-        control_variances: Tensor | float = 0.0,
-        control_sets: Tensor | None = None,
+        control_variances: Tensor,
+        control_sets: Tensor,
     ) -> None:
         """Learn from groups of cells.
 
@@ -185,7 +181,7 @@ class ExpectedShift(nn.Module):
             Conditions of the perturbed cells, ``(groups, columns)``.
         control_variances, control_sets
             The part of ``variances`` from control cells, and numbers that are equal for groups with the same control
-            cells, ``(groups,)``. Default: no two groups have the same ones.
+            cells, ``(groups,)``.
         """
         self.axes.copy_(axes)
         self.middle.copy_(centres.mean(0))
@@ -193,8 +189,8 @@ class ExpectedShift(nn.Module):
         self.farthest.copy_(FARTHEST * (between_groups + axes.shape[1]))  # the mean square along each axis is 1
         shifts, variances, centres = shifts.double(), variances.double().clamp(min=SMALLEST), centres.double()
         self.variances.copy_(variances)
-        self.control_variances.copy_(torch.as_tensor(control_variances))
-        self.control_sets.copy_(torch.arange(len(shifts)) if control_sets is None else control_sets)
+        self.control_variances.copy_(control_variances)
+        self.control_sets.copy_(control_sets)
         perturbed = self.own_similarity(perturbations) > 0  # unlike a drug at the controls' dose
         perturbed = perturbed | ~perturbed.any()
         squares = shifts[perturbed].square().mean()

@@ -88,13 +88,13 @@ class PerturbationFlow(nn.Module):
         super().__init__()
         size = latent_shape[0] * latent_shape[1]
         self.path, self.conditions, self.size = LinearInterpolant(), tuple(conditions), size
-        self.shift: ExpectedShift | None = None
         self.changes: GeneChanges | None = None
         self.missed: MissedChanges | None = None
         self.networks = nn.ModuleList(VelocityNetwork(size, conditions, width) for _ in range(N_FLOWS))
         self.register_buffer("null_condition", null_condition(conditions), persistent=False)
         self.register_buffer("control", self.null_condition.clone())
         self.register_buffer("perturbs", torch.zeros(len(self.null_condition), dtype=torch.bool))
+        self.add_shift(0)
         self.register_load_state_dict_post_hook(_renew_shift)
 
     def start_from(self, control: Tensor) -> None:
@@ -126,8 +126,7 @@ class PerturbationFlow(nn.Module):
         ``x (sets, size)`` are their mean latents, and ``codes (sets, columns)`` their conditions after the
         perturbation. With the changes ``(sets, genes)`` comes which share of the variance they explain, ``(sets,)``.
         """
-        shift: Any = self.shift
-        changes: Any = self.changes
+        shift, changes = self.shift, self.changes
         *_, trust, scale = changes.kernel.tolist()
         prior = shift.own_similarity(codes, trust) / scale
         return changes(shift.kernel(changes.kernel, x, codes, changes.groups), prior)
@@ -147,12 +146,11 @@ class PerturbationFlow(nn.Module):
 
     def velocity(self, network: VelocityNetwork, x_t: Tensor, t: Tensor, embedded: Tensor) -> Tensor:
         """Return a network's velocity of latents ``x_t (n, tokens, n_latent)`` at times, one for all or ``(n,)``."""
-        place = x_t.flatten(1) if self.shift is None else self.shift.place(x_t.flatten(1))
-        return network(place, t, embedded).view_as(x_t)
+        return network(self.shift.place(x_t.flatten(1)), t, embedded).view_as(x_t)
 
     def along_axes(self, x: Tensor) -> Tensor:
         """Return latents ``(n, tokens, n_latent)`` along the axes of expected expression, ``(n, size)``."""
-        return x.flatten(1) if self.shift is None else x.flatten(1) @ self.shift.axes
+        return x.flatten(1) @ self.shift.axes
 
     def loss(self, start: Tensor, end: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
         """Return the flow-matching loss of pairs ``(n, tokens, n_latent)`` under the perturbed condition, ``(n,)``."""
@@ -181,8 +179,6 @@ class PerturbationFlow(nn.Module):
 
         moved = torch.stack([flow(network) - start for network in self.networks])
         mean = moved.mean(0)
-        if self.shift is None:
-            return start + mean
         along = torch.stack([self.along_axes(displacement) for displacement in moved])
         variance, allowed = along.var(0).sum(1), DOUBTFUL * along.mean(0).square().sum(1)
         share = (allowed / (allowed + variance).clamp(min=SMALLEST)).view(-1, 1, 1)  # of the flows
@@ -191,5 +187,4 @@ class PerturbationFlow(nn.Module):
 
 def _renew_shift(flow: PerturbationFlow, keys: object = None) -> None:
     """Give the expected shift the new control, as its own may be a copy."""
-    if (shift := flow.shift) is not None:
-        shift.control, shift.perturbs = flow.control, flow.perturbs
+    flow.shift.control, flow.shift.perturbs = flow.control, flow.perturbs

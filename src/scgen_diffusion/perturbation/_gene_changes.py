@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ._sums import whitened_spectrum
+from ._sums import log_likelihoods, whitened_spectrum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 RATIOS = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # variance of effects, relative to that of cells
-LEAST_GAIN = 1.0  # of the log likelihood, as Akaike's criterion asks of a parameter, for more than the least ratio
 MOST_GENES = 2000  # that choose the kernel
 DIGITS = 3  # of log likelihoods: kernels that the groups do not tell apart are equally probable
 UNMEASURED = 1e9  # sampling variance, relative to that of one cell
@@ -117,11 +116,7 @@ class GeneChanges(nn.Module):
         """Return the log likelihood of each ratio and some genes, ``(ratios, genes)``."""
         pattern = self.pattern[genes]
         squares = _in_basis(basis, d[:, genes], pattern).square() / variances[genes]
-        found = []
-        for number, ratio in enumerate(RATIOS):
-            total = ratio * signal[pattern].T + 1
-            found.append(-((squares / total).sum(0) + total.log().sum(0)) / 2 - LEAST_GAIN * (number > 0))
-        return torch.stack(found)
+        return log_likelihoods(squares, signal[pattern].T, RATIOS)
 
     def forward(self, covariance: Tensor, prior: Tensor) -> tuple[Changes, Tensor]:
         """Return what the groups tell about mean changes, and which share of their variance they explain.

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from scgen_diffusion.nn import TARGET_SUM
 
-from ._sums import whitened_spectrum
+from ._sums import log_likelihoods, whitened_spectrum
 
 SIGNALS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # variance of what is missed, relative to the noise
-LEAST_GAIN = 1.0  # of the log likelihood
 LARGEST_LOG_FACTOR = 1.5
 LOG_MEANS = (-13.8, 9.2)  # of the table of expected values
 N_LOG_MEANS = 500
@@ -71,15 +70,9 @@ class MissedChanges(nn.Module):
         """
         scale = noise.diagonal().mean() / covariance.diagonal().mean().clamp(min=SMALLEST)
         signal, whitened = whitened_spectrum(scale * covariance, noise)
-        signal = signal[:, None]
-        seen = whitened @ errors
-        best, chosen = torch.full_like(variances, -torch.inf), torch.zeros_like(variances)
-        for ratio in SIGNALS:
-            total = ratio * signal + 1
-            likelihood = -(seen.square() / total).sum(0) / variances.clamp(min=SMALLEST) - total.log().sum()
-            likelihood = likelihood / 2 - (LEAST_GAIN if ratio else 0)
-            chosen = torch.where(likelihood > best, ratio, chosen)
-            best = torch.maximum(likelihood, best)
+        seen, signal = whitened @ errors, signal[:, None]
+        likely = log_likelihoods(seen.square() / variances.clamp(min=SMALLEST), signal, SIGNALS)
+        chosen = torch.tensor(SIGNALS, dtype=seen.dtype, device=seen.device)[likely.argmax(0)]
         genes = chosen.nonzero()[:, 0]
         weights = scale * whitened.T @ (chosen / (chosen * signal + 1) * seen)[:, genes]
         learned = cls(*weights.shape)

@@ -1,11 +1,9 @@
 """Training: recipes, one Lightning module per stage, and the runner of a stage."""
 
+from ._effects import add_absent_effects, correct_effects, learn_later_effects, start_effects
 from ._initialise import (
-    add_absent_effects,
-    correct_effects,
     describe_totals,
     include_cells,
-    learn_later_effects,
     standardise_latents,
     start_autoencoder,
     start_gene_space,
@@ -15,7 +13,6 @@ from ._perturbation_stage import (
     Bar,
     PairData,
     fit_changes,
-    fit_missed,
     fit_shift,
 )
 from ._plans import AutoencoderPlan, DiffusionPlan, PerturbationFlowPlan, PriorPlan, StagePlan
@@ -28,7 +25,6 @@ from ._recipes import (
     PerturbationFlowRecipe,
     PriorRecipe,
     Recipe,
-    TrainingRecipe,
     learning_rate_factor,
 )
 from ._runner import (
@@ -59,6 +55,5 @@ __all__ = [
     "RunOptions",
     "StageData",
     "StagePlan",
-    "TrainingRecipe",
     "run_stage",
 ]

@@ -2,103 +2,57 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
-
-from scgen_diffusion._files import explain_failed_write
 
 from ._stage_data import StageData, copy_to_device, memory_for_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    import numpy as np
+
     from scgen_diffusion.module import SCLDMModule
 
     from ._stage_data import EpochBatches, TrainingCells
 
 ENCODED_AT_A_TIME = 512
-BATCHES_TOGETHER = 8  # of validation latents, on a GPU
 
 
 class LatentCache(Dataset):
-    """Rows of several arrays, filled batch by batch and read by arrays of row numbers.
-
-    Small caches stay in memory and can move to the training device. Larger ones use a memory-mapped temporary file,
-    which is deleted with the cache.
+    """Latents of all cells and what belongs to them, written batch by batch and read by arrays of row numbers.
 
     Parameters
     ----------
     n_rows
         Number of cells.
-    shapes
-        Shape of a row of each array.
-    dtypes
-        Types of arrays that are not float32.
-    memory_limit
-        Largest size in bytes kept in memory.
+    batches
+        Consecutive batches of all of them.
+
+    Attributes
+    ----------
+    arrays
+        Tensors by name, with a row per cell. They are gone after the stage that trained on them, as its trainer still
+        refers to the cache.
     """
 
-    def __init__(
-        self,
-        n_rows: int,
-        shapes: Mapping[str, tuple[int, ...]],
-        dtypes: Mapping[str, torch.dtype],
-        *,
-        memory_limit: float,
-    ) -> None:
-        dtypes = {name: dtypes.get(name, torch.float32) for name in shapes}
-        sizes = {name: n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items()}
-        self.n_bytes = sum(sizes.values())
-        self._folder = tempfile.TemporaryDirectory() if self.n_bytes > memory_limit else None
+    def __init__(self, n_rows: int, batches: Iterable[Mapping[str, Tensor]]) -> None:
         self.arrays: dict[str, Tensor] = {}
-        for name, shape in shapes.items():
-            if self._folder is None or sizes[name] == 0:
-                self.arrays[name] = torch.empty((n_rows, *shape), dtype=dtypes[name])
-                continue
-            file = Path(self._folder.name) / name
-            make_file(file, sizes[name])
-            n_values = sizes[name] // dtypes[name].itemsize
-            mapped = torch.from_file(str(file), shared=True, size=n_values, dtype=dtypes[name])
-            self.arrays[name] = mapped.view(n_rows, *shape)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Release the arrays, even though loaders of a finished stage still refer to the cache."""
-        self.arrays = {}
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def fill(self, batches: Iterable[Mapping[str, Tensor]]) -> LatentCache:
-        """Write consecutive batches of all rows; raise ValueError if some are missing."""
         start = 0
         for batch in batches:
-            stop = start + len(next(iter(batch.values())))
             for name, rows in batch.items():
-                self.arrays[name][start:stop] = rows
-            start = stop
-        if start < len(self):
-            msg = f"The loader of all {len(self)} cells gave only {start} of them."
-            raise ValueError(msg)
-        return self
-
-    def parts(self, rows: np.ndarray, size: int) -> Iterator[dict[str, Tensor]]:
-        """Yield rows, ``size`` at a time; no more of a file is in memory."""
-        for start in range(0, len(rows), size):
-            yield self[rows[start : start + size]]
+                if start == 0:
+                    self.arrays[name] = torch.empty((n_rows, *rows.shape[1:]), dtype=rows.dtype)
+                self.arrays[name][start : start + len(rows)] = rows
+            start += len(rows)
 
     def to(self, device: torch.device) -> LatentCache:
         """Move to a GPU if there is room, so that no step waits for a copy."""
-        if self.n_bytes < memory_for_cells(device):
+        if sum(array.nbytes for array in self.arrays.values()) < memory_for_cells(device):
             self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
         return self
 
@@ -109,15 +63,6 @@ class LatentCache(Dataset):
         chosen = torch.as_tensor(rows)
         chosen = copy_to_device(chosen, next(iter(self.arrays.values())).device)  # once for all arrays
         return {name: array[chosen] for name, array in self.arrays.items()}
-
-
-def make_file(path: Path, n_bytes: int) -> None:
-    """Make a file; raise if the disk is too small, because a later write would kill the process."""
-    with explain_failed_write("Caching latents (environment variable TMPDIR)", path.parent):
-        with path.open("wb") as file:
-            file.truncate(n_bytes)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, n_bytes)
 
 
 class LatentData(StageData):
@@ -137,24 +82,18 @@ class LatentData(StageData):
         """Move the cache to the training device."""
         self.cache.to(self.trainer.strategy.root_device)
 
-    def validation_batches(self) -> EpochBatches:
-        """Return this process's batches of validation cells, larger on a GPU, which would wait for Python."""
-        batches = super().validation_batches()
-        if self.trainer.strategy.root_device.type == "cuda":
-            batches.batch_size *= BATCHES_TOGETHER
-        return batches
+    def teardown(self, stage: str) -> None:
+        """Free the memory."""
+        self.cache.arrays = {}
 
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> DataLoader:
         return DataLoader(Subset(self.cache, indices), sampler=batches, batch_size=None)
 
 
 @torch.inference_mode()
-def cache_latents(module: SCLDMModule, cells: TrainingCells, memory_limit: float) -> LatentCache:
+def cache_latents(module: SCLDMModule, cells: TrainingCells) -> LatentCache:
     """Encode all cells once; in a distributed run, each process encodes all."""
     module.eval()
-    condition, shape = module.null_condition, module.latent_shape
-    shapes = {"mean": shape, "std": shape, "condition": condition.shape, "log_total": module.library_size.shape}
-    cache = LatentCache(cells.n_cells, shapes, {"condition": condition.dtype}, memory_limit=memory_limit)
 
     def latents() -> Iterator[dict[str, Tensor]]:
         for batch in cells.loader(None, ENCODED_AT_A_TIME):
@@ -167,4 +106,4 @@ def cache_latents(module: SCLDMModule, cells: TrainingCells, memory_limit: float
                 "log_total": module.log_totals(x),
             }
 
-    return cache.fill(latents())
+    return LatentCache(cells.n_cells, latents())

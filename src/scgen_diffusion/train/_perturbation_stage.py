@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scgen_diffusion.module import Posterior, SCLDMModule
+    from scgen_diffusion.module import SCLDMModule
     from scgen_diffusion.perturbation import PerturbationGroup
 
     from ._latents import LatentCache
@@ -61,8 +60,8 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Perturba
         within / n_control + within / n_perturbed,
         axes_of_expression(module, drawn),
         torch.stack([cache[group.perturbed[:1]]["condition"][0] for group in groups]).to(squares.device),
-        control_variances=within / n_control,
-        control_sets=torch.tensor(of_group),
+        within / n_control,
+        torch.tensor(of_group),
     )
 
 
@@ -108,33 +107,51 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
 
 @torch.no_grad()
 def fit_changes(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
-    """Fit the mean changes of genes to groups of several cells, see :class:`GeneChanges`."""
+    """Fit the mean changes of genes in groups, and learn which of them the trained flow and decoder miss.
+
+    What is missed is learned for one modality of counts only; see :class:`GeneChanges` and :class:`MissedChanges`.
+    """
     flow, shift = module.perturbation_flow, module.perturbation_flow.shift
-    several = [number for number, group in enumerate(groups) if min(len(group.control), len(group.perturbed)) > 1]
-    chosen = evenly(np.array(several, dtype=int), MOST_MEASURED)
-    if not len(chosen):
-        flow.add_changes(0, len(cells.var), 1)
-        return
-    before, misfits, totals = {}, [], []
-    of_group, after = shift.control_sets[chosen].tolist(), []
-    for number, first in bar(zip(chosen, of_group, strict=True), "Measuring the changes", len(chosen)):
-        if first not in before:
-            x = _read(module, cells, groups[number].control)
-            before[first] = _GeneMoments.of(module, x)
-            misfits.append(module.draw_and_judge(x)[1])
-            totals.append(float(x.sum()))
-        after.append(_GeneMoments.of(module, _read(module, cells, groups[number].perturbed)))
-    measured = torch.stack([own.mean - before[first].mean for own, first in zip(after, of_group, strict=True)])
-    changes = flow.add_changes(*measured.shape, measured.isfinite().unique(dim=1).shape[1])
+    chosen = evenly(np.arange(len(groups)), MOST_MEASURED)
+    before: dict[int, _GeneMoments] = {}
+    after, misfits, totals, errors, depths = [], [], [], [], []
+    parts = np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER))  # a flow takes many small steps
+    for some in bar(parts, "Measuring the changes"):
+        sets = shift.control_sets[some].tolist()
+        rows = {first: groups[number].control for first, number in zip(sets, some, strict=True)}
+        control = {first: _read(module, cells, own) for first, own in rows.items()}
+        for first, x in control.items():
+            if first not in before:
+                before[first] = _GeneMoments.of(module, x)
+                misfits.append(module.draw_and_judge(x)[1])
+                totals.append(float(x.sum()))
+        perturbed = [_read(module, cells, groups[number].perturbed) for number in some]
+        measured = [_GeneMoments.of(module, x) for x in perturbed]
+        after += measured
+        if isinstance(module.likelihood, NegativeBinomialLikelihood):
+            predicted = _predict(module, [control[first] for first in sets], shift.perturbations[some])
+            profiles = (module.profiles(x, "counts").double() for x in predicted)
+            errors += [own.mean - moved.mean(0) for own, moved in zip(measured, profiles, strict=True)]
+            depths += [float(x.sum(1).mean()) for x in perturbed]
+    pairs = [(own, before[first]) for own, first in zip(after, shift.control_sets[chosen].tolist(), strict=True)]
+    n_perturbed, n_control = torch.tensor(
+        [(own.n_cells, control.n_cells) for own, control in pairs], dtype=torch.double, device=module.device
+    ).T
+    noise = sampling_covariance(1 / n_perturbed, 1 / n_control, shift.control_sets[chosen])
+    seen = torch.stack([(own.mean - c.mean).where((own.n > 1) & (c.n > 1), torch.nan) for own, c in pairs])
+    changes = flow.add_changes(*seen.shape, seen.isfinite().unique(dim=1).shape[1])
     changes.groups.copy_(torch.from_numpy(chosen))
     changes.misfit.fill_(np.average(misfits, weights=totals))
     moments = [*before.values(), *after]
-    n_degrees = sum(own.n - 1 for own in moments)
-    n_perturbed = torch.tensor([own.n_cells for own in after], dtype=torch.double, device=module.device)
-    n_control = torch.tensor([before[first].n_cells for first in of_group], dtype=torch.double, device=module.device)
-    noise = sampling_covariance(1 / n_perturbed, 1 / n_control, shift.control_sets[chosen])
-    variances = sum(own.squares for own in moments) / n_degrees.clamp(min=1)
-    changes.fit(measured, variances, noise, shift.kernels(changes.groups))
+    variances = sum(own.squares for own in moments) / sum(own.n - 1 for own in moments).clamp(min=1)
+    changes.fit(seen, variances, noise, shift.kernels(changes.groups))
+    if errors:
+        squares = torch.stack([own.squares + control.squares for own, control in pairs]).sum(0)
+        variances = squares / (n_perturbed + n_control - 2).sum().clamp(min=1)
+        covariance, depth = shift.covariance_of(changes.groups), float(np.mean(depths))
+        flow.missed = MissedChanges.learn(changes.groups, torch.stack(errors), variances, covariance, noise, depth).to(
+            module.device
+        )
 
 
 class _GeneMoments(NamedTuple):
@@ -148,42 +165,8 @@ class _GeneMoments(NamedTuple):
     @classmethod
     def of(cls, module: SCLDMModule, x: Tensor) -> Self:
         values = torch.where(module.measured(x), module.profiles(x, module.input_values).double(), torch.nan)
-        n = values.isfinite().sum(0)
-        mean = values.nanmean(0).where(n > 1, torch.nan)
-        return cls(len(x), n.clamp(min=1), mean, (values - mean).square().nansum(0))
-
-
-@torch.no_grad()
-def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
-    """Learn which mean changes of groups the trained flow and decoder miss. Only for one modality of counts."""
-    if not isinstance(module.likelihood, NegativeBinomialLikelihood):
-        return
-    flow, shift = module.perturbation_flow, module.perturbation_flow.shift
-    chosen = evenly(np.arange(len(groups)), MOST_MEASURED)
-    errors, squares, numbers, depths = [], [], [], []
-    move = partial(flow.move, sampler=FLOW_SAMPLERS["midpoint"])
-    read_controls = _controls_of(module, cells, groups)
-    parts = np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER))  # a flow takes many small steps
-    for some in bar(parts, "Learning what is missed"):
-        controls, posterior = read_controls(*shift.control_sets[some].tolist())
-        sizes = [len(x) for x in controls]
-        condition = shift.perturbations[some].repeat_interleave(torch.tensor(sizes, device=module.device), 0)
-        predicted = _predict(module, controls, posterior, partial(move, condition=condition))
-        for number, x, moved in zip(some, controls, predicted.split(sizes), strict=True):
-            real = _read(module, cells, groups[number].perturbed)
-            before, after, observed = (module.profiles(values, "counts").double() for values in (x, moved, real))
-            errors.append(observed.mean(0) - after.mean(0))
-            squares.append(sum((values - values.mean(0)).square().sum(0) for values in (observed, before)))
-            numbers.append((len(real), len(x)))
-            depths.append(float(real.sum(1).mean()))
-    n_perturbed, n_control = torch.tensor(numbers, dtype=torch.double, device=module.device).T
-    noise = sampling_covariance(1 / n_perturbed, 1 / n_control, shift.control_sets[chosen])
-    variances = torch.stack(squares).sum(0) / (n_perturbed + n_control - 2).sum().clamp(min=1)
-    covariance = shift.covariance_of(torch.from_numpy(chosen))
-    learned = MissedChanges.learn(
-        torch.from_numpy(chosen), torch.stack(errors), variances, covariance, noise, float(np.mean(depths))
-    )
-    flow.missed = learned.to(module.device)
+        mean = values.nanmean(0)
+        return cls(len(x), values.isfinite().sum(0).clamp(min=1), mean, (values - mean).square().nansum(0))
 
 
 def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor:
@@ -192,35 +175,17 @@ def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor
     return batch[REGISTRY_KEYS.X_KEY].to(module.device)
 
 
-def _controls_of(
-    module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup]
-) -> Callable[..., tuple[list[Tensor], Posterior]]:
-    """Return a function that reads sets of control cells, and encodes them together.
-
-    It remembers the last ones, because groups with the same control cells follow each other.
-    """
-    control = {int(group.control[0]): group.control for group in groups}  # by the numbers of `control_sets`
-
-    @lru_cache(maxsize=1)
-    def read(*sets: int) -> tuple[list[Tensor], Posterior]:
-        x = {number: _read(module, cells, control[number]) for number in sets}
-        controls = [x[number] for number in sets]
-        return controls, module.inference(torch.cat(controls))["posterior"]
-
-    return read
-
-
-def _predict(
-    module: SCLDMModule, controls: Sequence[Tensor], posterior: Posterior, move: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _predict(module: SCLDMModule, controls: Sequence[Tensor], perturbations: Tensor) -> Sequence[Tensor]:
     """Draw the latents of sets of control cells ``(cells, genes)``, move them, and draw the cells anew."""
-    x = torch.cat(list(controls))
-    draws = np.concatenate([np.arange(len(of_set)) for of_set in controls])  # of each set, as if it were alone
+    x, sizes = torch.cat(list(controls)), [len(of_set) for of_set in controls]
+    draws = np.concatenate([np.arange(n) for n in sizes])  # of each set, as if it were alone
     generators = Generators(0, draws, module.device)
-    z = posterior.draw(generators.normal(*module.latent_shape))
-    moved = module.unstandardise(move(module.standardise(z)))
+    z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
+    condition = perturbations.repeat_interleave(torch.tensor(sizes, device=module.device), 0)
+    states = module.perturbation_flow.move(module.standardise(z), condition, sampler=FLOW_SAMPLERS["midpoint"])
+    moved = module.unstandardise(states)
     decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
-    return module.counterfactual_cells(x, z, decoded, generators)
+    return module.counterfactual_cells(x, z, decoded, generators).split(sizes)
 
 
 class GroupBatches(Sampler[np.ndarray]):

@@ -43,9 +43,8 @@ CHANGE_TRAINING = (  # options of Lightning's trainer
     *("limit_train_batches", "max_steps", "accumulate_grad_batches"),
     *("limit_val_batches", "check_val_every_n_epoch", "val_check_interval"),
 )
-ADVICE_ON_DIVERGENCE = "try a lower learning rate, or look for extreme cells. The model is as it was before the stage."
 PERTURBATION_FLOW = "module.perturbation_flow."  # prefix of names in a checkpoint
-SAVED = ("fingerprint", "losses_before", "seed", "n_epochs_done", "is_finished", "losses", "plateau")  # attributes
+SAVED = ("fingerprint", "losses_before", "seed", "n_epochs_done", "losses", "plateau")  # attributes
 
 
 class StagePlan(pl.LightningModule):
@@ -89,8 +88,8 @@ class StagePlan(pl.LightningModule):
         Mean losses by name and epoch.
     n_epochs_done
         Finished epochs, including those before an interruption.
-    is_finished, was_stopped
-        Whether the next checkpoint is that of a finished stage, and whether the user stopped it.
+    was_stopped
+        Whether the user stopped the stage.
     plateau
         Lowest validation loss so far, validations since it or the learning rate fell, and how often the latter did.
     """
@@ -111,7 +110,7 @@ class StagePlan(pl.LightningModule):
         self.losses_before: Mapping[int, float] = {}
         self.generator = torch.Generator()
         self.n_epochs_done = 0
-        self.is_finished = self.was_stopped = False
+        self.was_stopped = False
         self._sums: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
         self.losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
@@ -249,15 +248,10 @@ class StagePlan(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, *_: Any, **__: Any
     ) -> None:
         """Clip the norm of all gradients in few kernels; Lightning refuses to with a fused optimiser."""
-        if gradient_clip_algorithm not in (None, "norm"):
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
+        if gradient_clip_val:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=self.device.type in ("cpu", "cuda"))
 
@@ -275,11 +269,6 @@ class StagePlan(pl.LightningModule):
     def progress(self) -> float:
         """Finished share of the steps."""
         return self.global_step / max(self.n_steps, 1)
-
-    def describe_epoch(self, number: int) -> str:
-        """Describe an epoch by its number from 0: ``"epoch 3 of 40"``, or ``"epoch 3 of at most 40"``."""
-        at_most = "" if self.recipe.patience is None else "at most "
-        return f"epoch {number + 1} of {at_most}{self.trainer.max_epochs}"
 
     # --- epochs ----------------------------------------------------------------------------------------------------
 
@@ -311,20 +300,23 @@ class StagePlan(pl.LightningModule):
         Raises
         ------
         FloatingPointError
-            If the loss is NaN or infinite.
+            If losses or weights are NaN or infinite.
         """
         if self._sums["train"]:  # an option such as `max_steps` ended the epoch before its last batch
             self._log_means("train")
         losses = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        if not math.isfinite(losses.get(f"{self.name}_loss_train", 0.0)):
-            where = self.describe_epoch(self.current_epoch)
-            msg = f"The {self.name}'s loss is NaN or infinite in {where}; {ADVICE_ON_DIVERGENCE}"
+        values = torch.tensor(losses.get(f"{self.name}_loss_train", 0.0), device=self.device), *self.trained_parameters
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            msg = (
+                f"The {self.name}'s loss or weights are NaN or infinite in epoch {self.current_epoch + 1}; try a lower "
+                "learning rate, or look for extreme cells. The model is as it was before the stage."
+            )
             raise FloatingPointError(msg)
         for name, value in losses.items():
             if self._has_validated or not name.endswith("_validation"):
                 self.losses.setdefault(name, {})[self.current_epoch] = value
         self.n_epochs_done = self.current_epoch + 1
-        if self._has_validated and self.loss_judges_cells:
+        if self._has_validated:
             self._lower_rate_on_plateau(losses[self.key_loss("validation")])
         self._has_validated = False
 
@@ -351,11 +343,6 @@ class StagePlan(pl.LightningModule):
         """Name the key part of the loss, as in the history."""
         return f"{self.name}_{self.key_part}_{subset}"
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether all trained weights are finite; synchronises with the device."""
-        return all(bool(torch.isfinite(weight).all()) for weight in self.trained_parameters)
-
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     @property
@@ -366,8 +353,7 @@ class StagePlan(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add history, seed, options and fingerprint."""
-        checkpoint |= {name: getattr(self, name) for name in SAVED}
-        checkpoint |= {"options": self._options, "max_epochs": self.trainer.max_epochs}
+        checkpoint |= {name: getattr(self, name) for name in SAVED} | {"options": self._options}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue from the checkpoint.
@@ -377,30 +363,23 @@ class StagePlan(pl.LightningModule):
         ValueError
             If it belongs to another model, other cells or other settings, or the model was trained since.
         """
-        if why := self._why_refused(checkpoint):
-            msg = f"The checkpoint of the {self.name} {why}. Use another `checkpoint_dir`, or remove {self.name}.ckpt."
+        before, losses = self.losses_before, checkpoint["losses"].get(f"{self.name}_loss_train", {})
+        is_at_epoch = before.items() <= losses.items() or losses.items() <= before.items()
+        are_same = {
+            **{name: checkpoint["options"].get(name) == value for name, value in self._options.items()},
+            "seed": settings.seed is None or checkpoint["seed"] == self.seed,
+            "max_epochs": checkpoint["n_epochs_done"] <= self.trainer.max_epochs,
+            "cells, split, settings or stage before it": checkpoint["fingerprint"] == self.fingerprint,
+            "training since": is_at_epoch or before == checkpoint["losses_before"],
+        }
+        if differing := [name for name, is_same in are_same.items() if not is_same]:
+            msg = (
+                f"The checkpoint of the {self.name} was made with other {', '.join(differing)}. Use another "
+                f"`checkpoint_dir`, or remove {self.name}.ckpt."
+            )
             raise ValueError(msg)
         for name in ("losses_before", "seed", "n_epochs_done", "losses", "plateau"):
             setattr(self, name, checkpoint[name])
-
-    def _why_refused(self, checkpoint: Mapping[str, Any]) -> str:
-        """Say why a checkpoint cannot be resumed, after its name; "" if it can."""
-        if checkpoint.get("fingerprint") != self.fingerprint:
-            return "is of another model, other cells, another split, other settings or an older stage before it"
-        if settings.seed is not None and checkpoint["seed"] != self.seed:
-            return f"has another seed than `scvi.settings.seed` {settings.seed}"
-        saved, options = checkpoint["options"], self._options.items()
-        if differing := [f"`{k}` of {saved.get(k)!r}, not {now!r}" for k, now in options if saved.get(k) != now]:
-            return f"was made with {', '.join(differing)}"
-        n_done, n_saved, n_now = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
-        if n_done > n_now:
-            return f"has {n_done} of {n_saved} epochs, and this run has {n_now}"
-        losses = checkpoint["losses"].get(f"{self.name}_loss_train", {})
-        done, before = {n: loss for n, loss in losses.items() if not math.isnan(loss)}, self.losses_before
-        is_at_epoch = before.items() <= done.items() or done.items() <= before.items()
-        if not is_at_epoch and before != checkpoint["losses_before"]:
-            return "lacks later training of this model"
-        return ""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Restore everything but the flow; in the stage of the perturbation flow, only the perturbation flow."""
@@ -474,8 +453,8 @@ class AutoencoderPlan(StagePlan):
         module, recipe = self.module, self.recipe
         dispersions, loadings = list(module.likelihood.parameters()), module.gene_loadings()
         effects = [] if module.condition_effects is None else list(module.condition_effects.parameters())
-        special = {id(parameter) for parameter in (*dispersions, *loadings)}
-        others = [p for part in (module.encoder, module.decoder) for p in part.parameters() if id(p) not in special]
+        special = {*dispersions, *loadings}
+        others = [p for part in (module.encoder, module.decoder) for p in part.parameters() if p not in special]
         rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
         return [
             {"params": list(dict.fromkeys(others))},
@@ -592,8 +571,8 @@ class DiffusionPlan(AveragingPlan):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters; dispersions have their own learning rate, gene loadings their own weight decay."""
         loadings, dispersions = self.module.gene_loadings(), self.module.dispersions()
-        special = {id(parameter) for parameter in (*loadings, *dispersions)}
-        others = [p for p in self.module.network.parameters() if id(p) not in special]
+        special = {*loadings, *dispersions}
+        others = [p for p in self.module.network.parameters() if p not in special]
         head = self.module.library_size.parameters() if self.module.input_values == "counts" else ()
         rate = self.recipe.learning_rate * self.recipe.dispersion_learning_rate_factor
         return [

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from scgen_diffusion._arguments import check_options, is_number
+from scgen_diffusion._arguments import check_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,11 +66,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check the options, and turn numbers of numpy, which checkpoints do not take, into plain ones."""
         check_options(self, from_zero=("smallest_epoch",), most=dict.fromkeys(SHARES, 1), except_for=("betas",))
-        betas = np.ravel(self.betas).tolist()
-        if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
-            msg = f"`betas` must be two numbers from 0 to below 1, but found {self.betas!r}."
-            raise ValueError(msg)
-        object.__setattr__(self, "betas", tuple(map(float, betas)))
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the most epochs for ``n_cells`` training cells."""
@@ -205,25 +199,14 @@ class PerturbationFlowRecipe(Recipe):
     n_paired: int = 32
 
 
-@dataclass(frozen=True)
-class TrainingRecipe:
-    """All stages of SCLDM.
-
-    Parameters
-    ----------
-    autoencoder, prior, perturbation_flow
-        Options of each stage.
-    """
-
-    autoencoder: AutoencoderRecipe = AutoencoderRecipe()
-    prior: PriorRecipe = PriorRecipe()
-    perturbation_flow: PerturbationFlowRecipe = PerturbationFlowRecipe()
-
-
-RECIPES: dict[str, TrainingRecipe] = {
-    "default": TrainingRecipe(),
-    "published": TrainingRecipe(
-        AutoencoderRecipe(
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {
+        "autoencoder": AutoencoderRecipe(),
+        "prior": PriorRecipe(),
+        "perturbation_flow": PerturbationFlowRecipe(),
+    },
+    "published": {
+        "autoencoder": AutoencoderRecipe(
             learning_rate=1e-3,
             betas=(0.9, 0.95),
             weight_decay=0.0,
@@ -237,7 +220,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             dispersion_learning_rate_factor=1.0,
             bfloat16=True,
         ),
-        PriorRecipe(
+        "prior": PriorRecipe(
             learning_rate=5e-4,
             betas=(0.9, 0.999),
             batch_size=128,
@@ -246,8 +229,10 @@ RECIPES: dict[str, TrainingRecipe] = {
             drop_probability=0.8,
             bfloat16=True,
         ),
-    ),
+        "perturbation_flow": PerturbationFlowRecipe(),
+    },
 }
+"""Of SCLDM and MULTISCLDM, by size and stage."""
 
 PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
     learning_rate=3e-4,

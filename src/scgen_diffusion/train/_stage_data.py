@@ -139,8 +139,8 @@ class StageData(pl.LightningDataModule):
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Return the loader of validation cells in order, if there are any."""
-        has_any = len(self.validation_indices)
-        return self._loader(self.validation_indices, self.validation_batches()) if has_any else []
+        rows = self.validation_indices
+        return self._loader(rows, EpochBatches(len(rows), self.batch_size, **self.process)) if len(rows) else []
 
     @abstractmethod
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> Iterable[Mapping[str, Tensor]]:
@@ -158,10 +158,6 @@ class StageData(pl.LightningDataModule):
         )
         batches.set_epoch(plan.n_epochs_done)
         return batches
-
-    def validation_batches(self) -> EpochBatches:
-        """Return this process's batches of validation cells."""
-        return EpochBatches(len(self.validation_indices), self.batch_size, **self.process)
 
     @property
     def process(self) -> dict[str, int]:

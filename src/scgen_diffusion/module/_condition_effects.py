@@ -1,4 +1,4 @@
-"""Effects of conditions on decoded genes."""
+"""Effects of conditions on decoded genes: of classes and sets, of those that came later, and of combinations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from ._condition_embedding import ConditionEmbedding, encodings_of, keys_of_columns, null_condition
+from scgen_diffusion.nn import ConditionEmbedding, encodings_of, keys_of_columns, null_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from ._condition_embedding import ConditionSpec
+    from scgen_diffusion.nn import ConditionSpec
 
 EMBEDDING_SCALE = 5.0  # embeddings start small; loadings that make up for it would turn each step into a jump
 RIDGE = 0.3  # cells
@@ -115,7 +115,7 @@ class ConditionEffects(nn.Module):
         x = self._embedded(condition)
         if self.later is not None:
             x = torch.cat([x, self.later.are_given(condition).to(x.dtype)], dim=1)
-        fitted = _ridge(x, effects, n_cells)
+        fitted = ridge(x, effects, n_cells)
         width = self.loadings.in_features
         self.loadings.weight += fitted[:width].T
         if self.later is not None:
@@ -155,23 +155,47 @@ class LaterEffects(nn.Module):
         """Return the effects of conditions ``(n, columns)``, ``(n, effects)``."""
         return self.are_given(condition).to(self.effects.dtype) @ self.effects
 
-    @torch.no_grad()
-    def add(self, given: Tensor, n_cells: Tensor, effects: Tensor) -> None:
-        """Add to the effects, by ridge regression on the classes and members of groups of cells.
+
+class AbsentEffects(nn.Module):
+    """Effects on genes' shares that generated cells of combinations without training cells lack.
+
+    Parameters
+    ----------
+    n_combinations, n_columns
+        Number of combinations, and of the columns of their codes.
+    n_effects
+        Number of effects of a combination on a gene.
+    """
+
+    def __init__(self, n_combinations: int, n_columns: int, n_effects: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(n_combinations, n_columns, dtype=torch.long))
+        self.register_buffer("combinations", torch.zeros(n_effects, dtype=torch.long))
+        self.register_buffer("genes", torch.zeros(n_effects, dtype=torch.long))
+        self.register_buffer("effects", torch.zeros(n_effects))
+
+    def forward(self, condition: Tensor, start: Tensor, n_genes: int) -> Tensor:
+        """Return the effects on genes, ``(cells, n_genes)``; zero for other combinations.
 
         Parameters
         ----------
-        given
-            Classes and members of each group, ``(groups, values)``. Effects of others stay as they are.
-        n_cells
-            Weight of each group, ``(groups,)``.
-        effects
-            What to add to the effects of each group, ``(groups, genes, 2)``.
+        condition
+            Conditions of the cells, ``(cells, columns)``.
+        start
+            Conditions that a flow starts from. Where these have training cells, it makes the new combination.
+        n_genes
+            Size of the panel.
         """
-        self.effects += _ridge(given, effects, n_cells)
+        has, is_start = ((codes[:, None] == self.codes).all(2) for codes in (condition, start))  # (cells, combinations)
+        is_known, asked = has.any(1) & is_start.any(1), has.any(0)
+        row = asked.cumsum(0) - 1
+        kept = asked[self.combinations]
+        effects = self.effects.new_zeros(int(asked.sum()) + 1, n_genes)  # the last row is that of other combinations
+        effects[row[self.combinations[kept]], self.genes[kept]] = self.effects[kept]
+        return effects[torch.where(is_known, row[has.int().argmax(1)], len(effects) - 1)]
 
 
-def _ridge(x: Tensor, effects: Tensor, n_cells: Tensor) -> Tensor:
+def ridge(x: Tensor, effects: Tensor, n_cells: Tensor) -> Tensor:
     """Regress effects ``(n, genes, 2)`` on ``x (n, width)``, with weights ``(n,)``: ``(width, genes * 2)``."""
     x, y, weights = x.double(), effects.flatten(1).double(), n_cells.double()
     penalty = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
