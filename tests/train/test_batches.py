@@ -17,6 +17,7 @@ from scgen_diffusion.train import (
     LatentCache,
     LatentData,
     PerturbationFlowRecipe,
+    PriorRecipe,
 )
 from scgen_diffusion.train import _stage_data as cells_module
 from scgen_diffusion.train._initialise import standardise_latents
@@ -128,7 +129,8 @@ def cache():
 
 def attached(data, device="cpu"):
     """Attach data to a trainer."""
-    stage, strategy = SimpleNamespace(seed=0, n_epochs_done=0), SimpleNamespace(root_device=torch.device(device))
+    recipe, strategy = PriorRecipe(batch_size=3, smallest_epoch=0), SimpleNamespace(root_device=torch.device(device))
+    stage = SimpleNamespace(seed=0, n_epochs_done=0, recipe=recipe)
     data.trainer = SimpleNamespace(lightning_module=stage, strategy=strategy, global_rank=0, world_size=1)
     return data
 
@@ -146,7 +148,7 @@ def test_written_values_are_read_back(cache):
 
 def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validation_loader_does_not(cache):
     train = np.array([3, 1, 4, 15, 9, 2, 6])
-    data = attached(LatentData(cache, train, np.array([24, 21, 23]), 3))
+    data = attached(LatentData(cache, train, np.array([24, 21, 23])))
     loader = data.train_dataloader()
 
     first, again = (torch.cat([batch["log_total"] for batch in loader]) for _ in range(2))
@@ -208,7 +210,7 @@ def test_cells_are_not_all_read_to_learn_that_they_need_too_much():
 @pytest.mark.parametrize(("room", "is_resident"), [(1e9, True), (0.0, False), (1.0, False)])
 def test_a_stage_keeps_its_training_cells_on_the_device_where_there_is_room(monkeypatch, room, is_resident):
     monkeypatch.setattr(cells_module, "memory_for_cells", lambda device: room)
-    data = attached(CellData(SimpleNamespace(loader=loader), np.arange(0, 8), np.arange(8, N_CELLS), 3))
+    data = attached(CellData(SimpleNamespace(loader=loader), np.arange(0, 8), np.arange(8, N_CELLS)))
     data.setup("fit")
 
     batches = list(data.train_dataloader())

@@ -25,7 +25,7 @@ from scgen_diffusion.train import (
     DiffusionPlan,
     PriorPlan,
 )
-from scgen_diffusion.train._compilation import compile_for_training
+from scgen_diffusion.train._plans import compile_for_training
 
 N_GENES, N_CLASSES = 40, 3
 TRAINING, VALIDATION = (8, 5), (3,)  # cells of the batches of an epoch; the last one is smaller

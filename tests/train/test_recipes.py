@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES, learning_rate_factor
+from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES, PriorRecipe
 from scgen_diffusion.train._runner import _default_precision
 
 ALL = [
@@ -114,31 +113,19 @@ def test_only_large_networks_compute_in_bfloat16_and_only_on_gpus_that_can(
     assert {_default_precision(recipe, accelerator) for recipe in recipes} == {expected}
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "warm_up_hold_decay"])
-def test_the_warm_up_is_linear_and_the_last_rate_stays(schedule):
-    factor = partial(learning_rate_factor, schedule=schedule, n_steps=1000, warm_up=0.1)
+@pytest.mark.parametrize(
+    ("schedule", "warm_up", "expected"),
+    [
+        ("cosine", 0.1, {0: 0.01, 50: 0.505, 1000: 0.01, 10_000: 0.01}),  # steps after the end keep the last rate
+        ("cosine", 0.0, {1: 1.0, 500: 0.505, 1000: 0.01}),
+        ("warm_up_hold_decay", 0.1, {0: 0.01, 50: 0.505, 100: 1.0, 500: 1.0, 900: 1.0, 1000: 0.1, 10_000: 0.1}),
+        ("warm_up_hold_decay", 0.1, {925: 0.1 + 0.9 * 0.5}),  # a quarter of the decay: half of the way
+    ],
+)
+def test_the_learning_rate_rises_linearly_and_then_follows_the_schedule(schedule, warm_up, expected):
+    recipe = PriorRecipe(schedule=schedule, warm_up=warm_up)
 
-    assert factor(1001) == factor(10_000) == factor(1000)  # steps after the end keep the final rate
-    assert factor(0) == pytest.approx(0.01)
-    assert factor(50) == pytest.approx(0.505)
-    assert factor(99) < 1
-    assert factor(100) > 0.97
-
-
-def test_the_cosine_falls_from_one_to_a_hundredth():
-    factor = partial(learning_rate_factor, schedule="cosine", n_steps=1000, warm_up=0.0)
-
-    assert factor(1) == pytest.approx(1, abs=1e-4)
-    assert factor(500) == pytest.approx(0.505)
-    assert factor(1000) == pytest.approx(0.01)
-
-
-def test_the_held_rate_stays_then_decays_by_a_square_root():
-    factor = partial(learning_rate_factor, schedule="warm_up_hold_decay", n_steps=1000, warm_up=0.1)
-
-    assert {factor(step) for step in (100, 500, 900)} == {1.0}
-    assert factor(925) == pytest.approx(0.1 + 0.9 * 0.5)  # a quarter of the decay: half of the way
-    assert factor(1000) == pytest.approx(0.1)
+    assert {step: recipe.rate_factor(step, 1000) for step in expected} == pytest.approx(expected, abs=1e-4)
 
 
 @given(
@@ -148,4 +135,4 @@ def test_the_held_rate_stays_then_decays_by_a_square_root():
     step=st.integers(0, 4000),
 )
 def test_the_factor_is_always_between_zero_and_one(schedule, n_steps, warm_up, step):
-    assert 0 < learning_rate_factor(step, schedule, n_steps=n_steps, warm_up=warm_up) <= 1 + 1e-9
+    assert 0 < PriorRecipe(schedule=schedule, warm_up=warm_up).rate_factor(step, n_steps) <= 1 + 1e-9

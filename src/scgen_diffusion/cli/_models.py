@@ -72,8 +72,6 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
     package = terminal.libraries()
     from scvi import settings
 
-    from scgen_diffusion.train import is_interrupted
-
     options |= options.pop("trainer", {})
     terminal.quiet |= not is_first_process(options)
     settings.seed = seed
@@ -84,7 +82,7 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
     folder = checkpoints or out.absolute().with_name(f".{out.name}.checkpoints")
     terminal.on_interrupt = f"The checkpoints are in {folder}; run the same command again to resume."
     model.train(checkpoint_dir=folder, **{"enable_progress_bar": not terminal.quiet, **options})
-    if is_interrupted(model.trainer):
+    if model.trainer.interrupted:
         raise terminal.stopped()
     if not model.trainer.is_global_zero:
         return

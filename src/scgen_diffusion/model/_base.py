@@ -447,8 +447,7 @@ class DiffusionModel(BaseModelClass):
         of each stage and ``scvi.settings.seed`` (None if there was none), with the perturbation flow's control values
         and match keys, and ``trainer`` is the trainer of the last stage.
 
-        Press Ctrl-C to stop after the current step and keep the weights; press it again to abort. After the last step
-        of a stage, the stage is finished first. After an error or an abort, the model is as it was before the stage.
+        Press Ctrl-C to stop and keep the weights. After an error, the model is as it was before the stage.
         ``cut_short_`` names the stages that were stopped, also in a saved model.
 
         Each stage shows a progress bar, or in a log file a line now and then; one line at the end has the epochs, the
@@ -559,10 +558,9 @@ class DiffusionModel(BaseModelClass):
             if how.checkpoint_dir is not None:
                 how.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             for run in runs:
-                with run.interruption:  # after the last step, Ctrl-C lets the stage finish
-                    plans.append(getattr(self, f"_train_{run.stage}")(run, **of_stage))
+                plans.append(getattr(self, f"_train_{run.stage}")(run, **of_stage))
                 before = self._snapshot()
-                if run.interruption.is_pressed:
+                if plans[-1].was_stopped:
                     break
         except BaseException:
             self.__dict__.clear()
@@ -589,9 +587,7 @@ class DiffusionModel(BaseModelClass):
             # total counts come from both parts of the split
             plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, self.validation_indices_, *depends_on)
             plan.losses_before = history[loss][loss].dropna().to_dict() if loss in history else {}
-        self.trainer = run_stage(
-            plan, data, run.options, max_epochs=run.n_epochs, interruption=run.interruption, progress=run.progress
-        )
+        self.trainer = run_stage(plan, data, run.options, max_epochs=run.n_epochs, progress=run.progress)
         self.to_device(self.trainer.strategy.root_device)  # like scvi-tools' models, it stays where it was trained
         self.history_ = {**history, **plan.history}
         recorded = {**asdict(run.recipe), **arguments, "seed": settings.seed}
@@ -673,9 +669,8 @@ class DiffusionModel(BaseModelClass):
     def _recipe_name(self) -> str:
         return self.init_params_["non_kwargs"]["size"]
 
-    def _cell_data(self, recipe: Recipe) -> CellData:
-        split = self.train_indices_, self.validation_indices_
-        return CellData(self._cells, *split, recipe.batch_size, recipe.smallest_epoch)
+    def _cell_data(self) -> CellData:
+        return CellData(self._cells, self.train_indices_, self.validation_indices_)
 
     @property
     def _fingerprint(self) -> str:

@@ -40,7 +40,7 @@ class GeneSpaceModel(DiffusionModel):
             describe_totals(module, cells, self._seen_indices)
         plan = DiffusionPlan(module, run.recipe, seed=run.seed)
         start = [buffer.cpu().numpy() for buffer in module.buffers(recurse=False)]
-        plan = self._fit(run, plan, self._cell_data(run.recipe), *start)
+        plan = self._fit(run, plan, self._cell_data(), *start)
         self._record_trained("diffusion")
         return plan
 

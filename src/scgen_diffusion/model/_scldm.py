@@ -231,7 +231,7 @@ class SCLDM(AutoencoderModel):
             start_effects(self.module, self._cells, self.train_indices_)
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         self.module.perturbation_flow = self.module.absent_effects = None
-        plan = self._fit(run, AutoencoderPlan(self.module, run.recipe, seed=run.seed), self._cell_data(run.recipe))
+        plan = self._fit(run, AutoencoderPlan(self.module, run.recipe, seed=run.seed), self._cell_data())
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
         return plan
@@ -242,7 +242,7 @@ class SCLDM(AutoencoderModel):
         cache = cache_latents(self.module, self._cells)
         self._fit_to_latents(cache)
         split = self.train_indices_, self.validation_indices_
-        data = LatentData(cache, *split, run.recipe.batch_size, run.recipe.smallest_epoch)
+        data = LatentData(cache, *split)
         plan = self._fit(run, PriorPlan(self.module, run.recipe, seed=run.seed), data, self._autoencoder_digest)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
@@ -274,7 +274,7 @@ class SCLDM(AutoencoderModel):
             flow = self.module.add_perturbation_flow()
         flow.start_from(torch.from_numpy(pairs.code).to(self.device))
         fit_shift(self.module, cache, pairs.groups)
-        data = PairData(cache, pairs.groups, run.recipe, run.recipe.steps_per_epoch(len(self.train_indices_)))
+        data = PairData(cache, pairs.groups, run.recipe.steps_per_epoch(len(self.train_indices_)))
         matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
         parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
         values = {key.name: key.decode(code)[0] for key, code in parts}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from scgen_diffusion._arguments import (
     warn_user,
 )
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
-from scgen_diffusion.train import USUAL_PATIENCE, Interruption, RunOptions, TrainingProgress
+from scgen_diffusion.train import USUAL_PATIENCE, RunOptions, TrainingProgress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +51,6 @@ class StageRun:
         Seed of its random numbers.
     progress
         The bar of all stages.
-    interruption
-        Listens to Ctrl-C.
     """
 
     stage: str
@@ -61,7 +59,6 @@ class StageRun:
     options: RunOptions
     seed: int
     progress: TrainingProgress
-    interruption: Interruption = field(default_factory=Interruption)
 
     @property
     def bar(self) -> Bar:

@@ -187,12 +187,9 @@ class AbsentEffects(nn.Module):
             Size of the panel.
         """
         has, is_start = ((codes[:, None] == self.codes).all(2) for codes in (condition, start))  # (cells, combinations)
-        is_known, asked = has.any(1) & is_start.any(1), has.any(0)
-        row = asked.cumsum(0) - 1
-        kept = asked[self.combinations]
-        effects = self.effects.new_zeros(int(asked.sum()) + 1, n_genes)  # the last row is that of other combinations
-        effects[row[self.combinations[kept]], self.genes[kept]] = self.effects[kept]
-        return effects[torch.where(is_known, row[has.int().argmax(1)], len(effects) - 1)]
+        effects = self.effects.new_zeros(len(self.codes) + 1, n_genes)  # the last row is that of other combinations
+        effects[self.combinations, self.genes] = self.effects
+        return effects[torch.where(has.any(1) & is_start.any(1), has.int().argmax(1), len(self.codes))]
 
 
 def ridge(x: Tensor, effects: Tensor, n_cells: Tensor) -> Tensor:

@@ -3,8 +3,14 @@
 from ._expected_shift import ExpectedShift
 from ._flow import PerturbationFlow
 from ._gene_changes import Changes, GeneChanges
-from ._groups import PerturbationGroup, perturbation_groups
+from ._groups import (
+    PerturbationGroup,
+    ProfileSums,
+    add_sums,
+    perturbation_groups,
+    sampling_covariance,
+    variance_of_sums,
+)
 from ._missed_changes import MissedChanges
-from ._sums import ProfileSums, add_sums, sampling_covariance, variance_of_sums
 
 __all__ = ["ExpectedShift", "GeneChanges", "MissedChanges", "PerturbationFlow"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scgen_diffusion.nn import encodings_of
 
-from ._sums import sampling_covariance
+from ._groups import sampling_covariance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ._sums import log_likelihoods, whitened_spectrum
+from ._groups import log_likelihoods, whitened_spectrum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

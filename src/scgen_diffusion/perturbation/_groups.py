@@ -1,10 +1,19 @@
-"""Groups of control and perturbed cells whose conditions differ only by the perturbation."""
+"""Groups of control and perturbed cells whose conditions differ only by the perturbation, and sums over them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor
+
+LEAST_GAIN = 1.0  # of the log likelihood, as Akaike's criterion asks of a parameter
 
 
 @dataclass(frozen=True)
@@ -38,3 +47,76 @@ def perturbation_groups(
     controls = np.split(of_place, ends[:-1])  # groups share the arrays, which may be large
     perturbed = [of_each[n] for n in np.unique(number[~is_control])]
     return [PerturbationGroup(same, rows[m]) for m in perturbed if len(same := controls[place[m[0]]])]
+
+
+class ProfileSums(NamedTuple):
+    """Sums over cells of some groups: their numbers ``(groups,)``, and for each gene ``(groups, 4, genes)``.
+
+    The four are the number of cells whose gene was measured, the log-normalised expression of the control cells and of
+    their predictions, and the square of the latter.
+    """
+
+    numbers: np.ndarray
+    values: np.ndarray
+
+
+def add_sums(parts: Iterable[ProfileSums]) -> ProfileSums:
+    """Add up the sums of parts of the cells; only the groups that occur."""
+    total: dict[int, np.ndarray] = {}
+    for part in parts:
+        for number, values in zip(np.asarray(part.numbers).tolist(), part.values, strict=True):
+            total[number] = total[number] + values if number in total else values
+    numbers = sorted(total)
+    return ProfileSums(np.array(numbers, dtype=int), np.array([total[number] for number in numbers]))
+
+
+def sampling_covariance(of_perturbed: Tensor, of_control: Tensor, sets: Tensor) -> Tensor:
+    """Return the sampling covariance of changes, ``(groups, groups)``; groups of one set have the same control cells.
+
+    ``of_perturbed`` and ``of_control`` are the variances of the two means of each group, ``(groups,)``.
+    """
+    return of_perturbed.diag() + (sets[:, None] == sets) * of_control
+
+
+def whitened_spectrum(kernel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of a kernel after whitening the noise, ``(..., groups)``, and the basis.
+
+    Both are ``(groups, groups)``, or one of them a stack. In the basis, changes are independent, with variances of 1
+    from noise.
+    """
+    whitening = torch.linalg.inv(torch.linalg.cholesky(noise))
+    signal, vectors = torch.linalg.eigh(whitening @ kernel @ whitening.mT)
+    return signal.clamp(min=0), vectors.mT @ whitening
+
+
+def log_likelihoods(squares: Tensor, signal: Tensor, ratios: Sequence[float]) -> Tensor:
+    """Return the log likelihoods of ratios of signal to noise, ``(ratios, genes)``, in such a basis.
+
+    More than the first ratio has to gain ``LEAST_GAIN``.
+
+    Parameters
+    ----------
+    squares
+        Squares of changes, relative to the variance of each gene, ``(groups, genes)``.
+    signal
+        Variances of signals of ratio 1, ``(groups, genes)`` or ``(groups, 1)``.
+    ratios
+        Variances of signals to choose from.
+    """
+    found = []
+    for number, ratio in enumerate(ratios):
+        total = ratio * signal + 1
+        found.append(-((squares / total).sum(0) + total.log().sum(0)) / 2 - LEAST_GAIN * (number > 0))
+    return torch.stack(found)
+
+
+def variance_of_sums(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """Return the variance of each gene over ``n`` cells from its sums, each ``(genes,)``; NaN for one cell.
+
+    One more cell expresses the gene as the others do: of a few cells, a gene without molecules need not be silent.
+    """
+    once = squares / total  # of a cell that expresses the gene
+    once = torch.where(once.isnan(), once.nanmedian(), once).nan_to_num()
+    mean = (total + once) / (n + 1)
+    variance = ((squares + once.square()) / (n + 1) - mean.square()).clamp(min=0)
+    return torch.where(n > 1, variance * n / (n - 1), torch.nan)

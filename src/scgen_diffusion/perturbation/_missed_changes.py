@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scgen_diffusion.nn import TARGET_SUM
 
-from ._sums import log_likelihoods, whitened_spectrum
+from ._groups import log_likelihoods, whitened_spectrum
 
 SIGNALS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # variance of what is missed, relative to the noise
 LARGEST_LOG_FACTOR = 1.5

@@ -1,20 +1,8 @@
 """Training: recipes, one Lightning module per stage, and the runner of a stage."""
 
 from ._effects import add_absent_effects, correct_effects, learn_later_effects, start_effects
-from ._initialise import (
-    describe_totals,
-    include_cells,
-    standardise_latents,
-    start_autoencoder,
-    start_gene_space,
-)
-from ._latents import LatentCache, LatentData, cache_latents
-from ._perturbation_stage import (
-    Bar,
-    PairData,
-    fit_changes,
-    fit_shift,
-)
+from ._initialise import describe_totals, include_cells, standardise_latents, start_autoencoder, start_gene_space
+from ._perturbation_stage import Bar, PairData, fit_changes, fit_shift
 from ._plans import AutoencoderPlan, DiffusionPlan, PerturbationFlowPlan, PriorPlan, StagePlan
 from ._recipes import (
     DIFFUSION_RECIPES,
@@ -25,19 +13,9 @@ from ._recipes import (
     PerturbationFlowRecipe,
     PriorRecipe,
     Recipe,
-    learning_rate_factor,
 )
-from ._runner import (
-    EXIT_CODE_OF_SIGTERM,
-    Interruption,
-    RunOptions,
-    TrainingProgress,
-    is_interrupted,
-    quiet,
-    run_stage,
-    show,
-)
-from ._stage_data import CellData, EpochBatches, StageData, TrainingCells
+from ._runner import EXIT_CODE_OF_SIGTERM, RunOptions, TrainingProgress, quiet, run_stage, show
+from ._stage_data import CellData, EpochBatches, LatentCache, LatentData, StageData, TrainingCells, cache_latents
 
 __all__ = [
     "AutoencoderPlan",
@@ -45,7 +23,6 @@ __all__ = [
     "DiffusionPlan",
     "DiffusionRecipe",
     "EpochBatches",
-    "Interruption",
     "LatentCache",
     "PerturbationFlowPlan",
     "PerturbationFlowRecipe",

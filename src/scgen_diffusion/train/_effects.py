@@ -19,8 +19,7 @@ from scgen_diffusion.diffusion import Generators, Guidance
 from scgen_diffusion.module import AbsentEffects, ridge
 from scgen_diffusion.nn import TARGET_SUM, classes_are_given, encodings_of
 
-from ._latents import ENCODED_AT_A_TIME
-from ._stage_data import ROWS_AT_A_TIME
+from ._stage_data import ENCODED_AT_A_TIME, ROWS_AT_A_TIME, read_cells
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,12 +74,6 @@ def _sum_counts(cells: TrainingCells, indices: np.ndarray, which: np.ndarray, n:
     return counts
 
 
-def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return expression ``(cells, genes)`` and conditions ``(cells, columns)`` of cells."""
-    batch = next(iter(cells.loader(rows, len(rows))))
-    return batch[REGISTRY_KEYS.X_KEY].to(module.device), module.condition_of(batch).to(module.device)
-
-
 # --- the start --------------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +119,7 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     for part in np.unique(parts):
         numbers, rows = rare[parts == part], [checked[i] for i in np.flatnonzero(parts == part)]
         sizes = [len(own) for own in rows]
-        x, _ = _read(module, cells, np.concatenate(rows))
+        x, _ = read_cells(module, cells, np.concatenate(rows))
         repeated = condition[numbers].repeat_interleave(torch.tensor(sizes, device=module.device), 0)
         predicted = [values.split(sizes) for values in _predict(module, x, sizes, repeated)]
         lacking[numbers] = torch.stack([_lacking(*values) for values in zip(x.split(sizes), *predicted, strict=True)])
@@ -218,7 +211,7 @@ def learn_later_effects(
     for _ in range(N_PASSES):
         lacking = []
         for own in bar(rows, "Learning new effects"):
-            x, condition = _read(module, cells, indices[evenly(own, MOST_CHECKED)])
+            x, condition = read_cells(module, cells, indices[evenly(own, MOST_CHECKED)])
             _, log_theta, _, mean = _predict(module, x, [len(x)], condition)
             lacking.append(_differing_means(x, mean, log_theta))
         later.effects += ridge(groups[learned], torch.stack(lacking), n_cells)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.module import GeneSpaceModule, ProfileModule, SCLDMModule
 
-    from ._latents import LatentCache
-    from ._stage_data import TrainingCells
+    from ._stage_data import LatentCache, TrainingCells
 
 LATENTS_AT_A_TIME = 1 << 14
 MOST_AXES = 64

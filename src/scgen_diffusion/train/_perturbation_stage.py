@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS
 from torch.utils.data import DataLoader, Sampler
 
 from scgen_diffusion.data import evenly
@@ -14,7 +13,7 @@ from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
 from scgen_diffusion.module import NegativeBinomialLikelihood
 from scgen_diffusion.perturbation import MissedChanges, sampling_covariance
 
-from ._latents import LatentData
+from ._stage_data import LatentData, read_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import SCLDMModule
     from scgen_diffusion.perturbation import PerturbationGroup
 
-    from ._latents import LatentCache
     from ._recipes import PerturbationFlowRecipe
-    from ._stage_data import TrainingCells
+    from ._stage_data import LatentCache, TrainingCells
 
 Bar: TypeAlias = "Callable[..., Iterable[Any]]"
 """Shows the progress of a loop, as :class:`tqdm.tqdm` does: its steps, what they do, and how many they are."""
@@ -119,13 +117,13 @@ def fit_changes(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Pert
     for some in bar(parts, "Measuring the changes"):
         sets = shift.control_sets[some].tolist()
         rows = {first: groups[number].control for first, number in zip(sets, some, strict=True)}
-        control = {first: _read(module, cells, own) for first, own in rows.items()}
+        control = {first: read_cells(module, cells, evenly(own, MOST_CELLS))[0] for first, own in rows.items()}
         for first, x in control.items():
             if first not in before:
                 before[first] = _GeneMoments.of(module, x)
                 misfits.append(module.draw_and_judge(x)[1])
                 totals.append(float(x.sum()))
-        perturbed = [_read(module, cells, groups[number].perturbed) for number in some]
+        perturbed = [read_cells(module, cells, evenly(groups[n].perturbed, MOST_CELLS))[0] for n in some]
         measured = [_GeneMoments.of(module, x) for x in perturbed]
         after += measured
         if isinstance(module.likelihood, NegativeBinomialLikelihood):
@@ -167,12 +165,6 @@ class _GeneMoments(NamedTuple):
         values = torch.where(module.measured(x), module.profiles(x, module.input_values).double(), torch.nan)
         mean = values.nanmean(0)
         return cls(len(x), values.isfinite().sum(0).clamp(min=1), mean, (values - mean).square().nansum(0))
-
-
-def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor:
-    """Return expression of at most ``MOST_CELLS`` of the cells, ``(cells, genes)``."""
-    batch = next(iter(cells.loader(evenly(rows, MOST_CELLS), MOST_CELLS)))
-    return batch[REGISTRY_KEYS.X_KEY].to(module.device)
 
 
 def _predict(module: SCLDMModule, controls: Sequence[Tensor], perturbations: Tensor) -> Sequence[Tensor]:
@@ -256,20 +248,18 @@ class PairData(LatentData):
     ----------
     cache
         Latents of all cells.
-    groups, recipe, n_steps
+    groups, n_steps
         See :class:`GroupBatches`.
     """
 
-    def __init__(
-        self, cache: LatentCache, groups: Sequence[PerturbationGroup], recipe: PerturbationFlowRecipe, n_steps: int
-    ) -> None:
+    def __init__(self, cache: LatentCache, groups: Sequence[PerturbationGroup], n_steps: int) -> None:
         none = np.array([], dtype=int)
-        super().__init__(cache, none, none, recipe.batch_size)
-        self.groups, self.recipe, self.n_steps = groups, recipe, n_steps
+        super().__init__(cache, none, none)
+        self.groups, self.n_steps = groups, n_steps
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of randomly drawn groups and cells."""
         plan = self.trainer.lightning_module
-        batches = GroupBatches(self.groups, self.recipe, self.n_steps, seed=plan.seed, **self.process)
+        batches = GroupBatches(self.groups, plan.recipe, self.n_steps, seed=plan.seed, **self.process)
         batches.set_epoch(plan.n_epochs_done)
         return DataLoader(self.cache, sampler=batches, batch_size=None)

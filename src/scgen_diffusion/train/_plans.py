@@ -17,12 +17,11 @@ from scvi import REGISTRY_KEYS, settings
 from scgen_diffusion.diffusion import Joint, MutuallyExclusive, optimal_pairs, sample_seed
 from scgen_diffusion.module import AverageUpdate, OutlierCounts
 
-from ._compilation import compile_for_training
-from ._recipes import RATE_AFTER_PLATEAU, learning_rate_factor
+from ._recipes import RATE_AFTER_PLATEAU
 from ._step_graph import StepGraph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from scvi.module.base import BaseModuleClass
     from torch import Tensor, nn
@@ -39,10 +38,6 @@ REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
 OUTLIERS_COUNT_FROM = 0.1  # share of the steps
 MOST_FALLS = 2  # of the learning rate; a further plateau ends training
-CHANGE_TRAINING = (  # options of Lightning's trainer
-    *("limit_train_batches", "max_steps", "accumulate_grad_batches"),
-    *("limit_val_batches", "check_val_every_n_epoch", "val_check_interval"),
-)
 PERTURBATION_FLOW = "module.perturbation_flow."  # prefix of names in a checkpoint
 SAVED = ("fingerprint", "losses_before", "seed", "n_epochs_done", "losses", "plateau")  # attributes
 
@@ -69,8 +64,6 @@ class StagePlan(pl.LightningModule):
     key_part
         Part of the loss for the progress bar and early stopping. It leaves out the library-size head, a small network
         that overfits within a few epochs and is calibrated after the stage.
-    loss_judges_cells
-        Whether a validation loss that rises means that generated cells get worse.
     can_replay
         Whether a CUDA GPU may replay a recorded step: it never asks the GPU for a value.
     is_compiled
@@ -96,7 +89,6 @@ class StagePlan(pl.LightningModule):
 
     name: str
     key_part = "loss"
-    loss_judges_cells = True
     can_replay = True
 
     def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int) -> None:
@@ -117,13 +109,23 @@ class StagePlan(pl.LightningModule):
         self.plateau: dict[str, float] = {"loss": math.inf, "n_waited": 0, "n_falls": 0}
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
-        self._compiled: list[nn.Module] = []
         self._graph: StepGraph | None = None
         self._has_recorded = self._is_replayed = False
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters of this stage as groups for an optimiser."""
+
+    def _split(
+        self, weights: Iterable[Tensor], loadings: Iterable[Tensor], dispersions: Iterable[Tensor]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield gene loadings with their weight decay, dispersions with their learning rate, and the other weights."""
+        recipe: Any = self.recipe
+        loadings, dispersions = dict.fromkeys(loadings), dict.fromkeys(dispersions)
+        yield {"params": [*loadings], "weight_decay": recipe.loading_weight_decay}
+        rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
+        yield {"params": [*dispersions], "lr": rate, "weight_decay": 0.0}
+        yield {"params": [w for w in dict.fromkeys(weights) if w not in loadings and w not in dispersions]}
 
     @property
     def compiled_parts(self) -> Sequence[nn.Module]:
@@ -199,12 +201,10 @@ class StagePlan(pl.LightningModule):
         """
         groups, rows = self.parameter_groups(), self.trained_rows
         if rows is not None:
-            whole = [{**g, "params": [p for p in g["params"] if p in rows and rows[p] is None]} for g in groups]
-            partly = [
-                {**g, "params": [p for p in g["params"] if rows.get(p) is not None], "weight_decay": 0.0}
-                for g in groups
-            ]
-            groups = [*whole, *partly]
+            known = [{**group, "params": [p for p in group["params"] if p in rows]} for group in groups]
+            whole = [{**group, "params": [p for p in group["params"] if rows[p] is None]} for group in known]
+            partly = [{**group, "params": [p for p in group["params"] if rows[p] is not None]} for group in known]
+            groups = [*whole, *({**group, "weight_decay": 0.0} for group in partly)]
         return [group for group in groups if group["params"]]
 
     @property
@@ -215,8 +215,8 @@ class StagePlan(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Agree on the seed, and freeze other parameters; distributed training allows no unused ones."""
         self.seed = self.trainer.strategy.broadcast(self.seed)
-        trained = {id(p) for p in self.trained_parameters}
-        self._frozen = [p for p in self.module.parameters() if p.requires_grad and id(p) not in trained]
+        trained = {*self.trained_parameters}
+        self._frozen = [p for p in self.module.parameters() if p.requires_grad and p not in trained]
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=False)
         for parameter, mask in (self.trained_rows or {}).items():
@@ -230,9 +230,8 @@ class StagePlan(pl.LightningModule):
         for mask in self._masks:
             mask.remove()
         self._frozen, self._masks, self._graph = [], [], None
-        for part in self._compiled:  # not `compiled_parts`: Lightning has left the GPU, which decides them
+        for part in self.module.modules():
             vars(part).pop("forward", None)  # undoes `compile_for_training`
-        self._compiled = []
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule."""
@@ -256,9 +255,7 @@ class StagePlan(pl.LightningModule):
             torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=self.device.type in ("cpu", "cuda"))
 
     def _rate_factor(self, step: int) -> float:
-        recipe = self.recipe
-        factor = learning_rate_factor(step, recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
-        return factor * RATE_AFTER_PLATEAU ** self.plateau["n_falls"]
+        return self.recipe.rate_factor(step, self.n_steps) * RATE_AFTER_PLATEAU ** self.plateau["n_falls"]
 
     @property
     def n_steps(self) -> int:
@@ -275,8 +272,7 @@ class StagePlan(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Compile the networks, which are on their device now, until training ends."""
         if self.is_compiled:
-            self._compiled = list(self.compiled_parts)
-            for part in self._compiled:
+            for part in self.compiled_parts:
                 compile_for_training(part)
 
     def on_train_start(self) -> None:
@@ -334,10 +330,7 @@ class StagePlan(pl.LightningModule):
     @property
     def history(self) -> dict[str, pd.DataFrame]:
         """One table per loss, indexed by epoch, as in scvi-tools."""
-        return {
-            name: pd.DataFrame({name: list(values.values())}, index=pd.Index(list(values), name="epoch"))
-            for name, values in self.losses.items()
-        }
+        return {name: pd.Series(of, name=name).rename_axis("epoch").to_frame() for name, of in self.losses.items()}
 
     def key_loss(self, subset: Literal["train", "validation"]) -> str:
         """Name the key part of the loss, as in the history."""
@@ -345,15 +338,9 @@ class StagePlan(pl.LightningModule):
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        """Options of the recipe, and those of the trainer that change the training."""
-        of_trainer = {name: str(getattr(self.trainer, name)) for name in CHANGE_TRAINING}  # 1 is not the share 1.0
-        return asdict(self.recipe) | of_trainer
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add history, seed, options and fingerprint."""
-        checkpoint |= {name: getattr(self, name) for name in SAVED} | {"options": self._options}
+        """Add history, seed, fingerprint and recipe."""
+        checkpoint |= {name: getattr(self, name) for name in SAVED} | {"recipe": asdict(self.recipe)}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue from the checkpoint.
@@ -366,7 +353,7 @@ class StagePlan(pl.LightningModule):
         before, losses = self.losses_before, checkpoint["losses"].get(f"{self.name}_loss_train", {})
         is_at_epoch = before.items() <= losses.items() or losses.items() <= before.items()
         are_same = {
-            **{name: checkpoint["options"].get(name) == value for name, value in self._options.items()},
+            **{name: checkpoint["recipe"].get(name) == value for name, value in asdict(self.recipe).items()},
             "seed": settings.seed is None or checkpoint["seed"] == self.seed,
             "max_epochs": checkpoint["n_epochs_done"] <= self.trainer.max_epochs,
             "cells, split, settings or stage before it": checkpoint["fingerprint"] == self.fingerprint,
@@ -378,7 +365,7 @@ class StagePlan(pl.LightningModule):
                 f"`checkpoint_dir`, or remove {self.name}.ckpt."
             )
             raise ValueError(msg)
-        for name in ("losses_before", "seed", "n_epochs_done", "losses", "plateau"):
+        for name in SAVED:
             setattr(self, name, checkpoint[name])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -393,6 +380,11 @@ class AveragingPlan(StagePlan):
 
     module: SCLDMModule | GeneSpaceModule
     update_average: AverageUpdate
+
+    @property
+    def compiled_parts(self) -> Sequence[nn.Module]:
+        """The network."""
+        return self.module.network_and_average[:1]
 
     def on_train_start(self) -> None:
         """Start averaging, or continue from the checkpoint."""
@@ -450,18 +442,11 @@ class AutoencoderPlan(StagePlan):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters: dispersions have their own learning rate, gene loadings and effects their own decay."""
-        module, recipe = self.module, self.recipe
-        dispersions, loadings = list(module.likelihood.parameters()), module.gene_loadings()
+        module = self.module
+        weights = [*module.encoder.parameters(), *module.decoder.parameters()]
+        loadings, dispersions, others = self._split(weights, module.gene_loadings(), module.likelihood.parameters())
         effects = [] if module.condition_effects is None else list(module.condition_effects.parameters())
-        special = {*dispersions, *loadings}
-        others = [p for part in (module.encoder, module.decoder) for p in part.parameters() if p not in special]
-        rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
-        return [
-            {"params": list(dict.fromkeys(others))},
-            {"params": dispersions, "lr": rate, "weight_decay": 0.0},
-            {"params": loadings, "weight_decay": recipe.loading_weight_decay},
-            {"params": effects, "weight_decay": recipe.effect_weight_decay},
-        ]
+        return [others, dispersions, loadings, {"params": effects, "weight_decay": self.recipe.effect_weight_decay}]
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
@@ -500,11 +485,6 @@ class PriorPlan(AveragingPlan):
         """Return the parameters of the prior, and of the library-size head if there are counts."""
         head = self.module.library_size.parameters() if self.module.output_values == "counts" else []
         return [{"params": [*self.module.prior.parameters(), *head]}]
-
-    @property
-    def compiled_parts(self) -> Sequence[nn.Module]:
-        """The prior's network."""
-        return (self.module.prior,)
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
@@ -558,29 +538,13 @@ class DiffusionPlan(AveragingPlan):
     module: GeneSpaceModule
     recipe: DiffusionRecipe
 
-    @property
-    def compiled_parts(self) -> Sequence[nn.Module]:
-        """The network."""
-        return (self.module.network,)
-
-    @property
-    def loss_judges_cells(self) -> bool:  # type: ignore[override]
-        """Whether a validation loss that rises means worse cells."""
-        return self.module.loss_judges_cells
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters; dispersions have their own learning rate, gene loadings their own weight decay."""
-        loadings, dispersions = self.module.gene_loadings(), self.module.dispersions()
-        special = {*loadings, *dispersions}
-        others = [p for p in self.module.network.parameters() if p not in special]
-        head = self.module.library_size.parameters() if self.module.input_values == "counts" else ()
-        rate = self.recipe.learning_rate * self.recipe.dispersion_learning_rate_factor
-        return [
-            {"params": others},
-            {"params": loadings, "weight_decay": self.recipe.loading_weight_decay},
-            {"params": dispersions, "lr": rate, "weight_decay": 0.0},
-            {"params": list(head)},
-        ]
+        module = self.module
+        groups = self._split(module.network.parameters(), module.gene_loadings(), module.dispersions())
+        loadings, dispersions, others = groups
+        head = list(module.library_size.parameters()) if module.input_values == "counts" else []
+        return [others, loadings, dispersions, {"params": head}]
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
@@ -597,3 +561,29 @@ class DiffusionPlan(AveragingPlan):
 
 def _mask_gradient(mask: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(mask.to(gradient.device), gradient, 0)
+
+
+def compile_for_training(network: nn.Module, **options: Any) -> None:
+    """Compile the forward pass for batches of the first size that come with gradients, in place; others run as before.
+
+    Smaller last batches, validation and generation would each be compiled anew, which takes longer than it saves.
+
+    Parameters
+    ----------
+    network
+        The network.
+    **options
+        Passed to :func:`torch.compile`.
+    """
+    plain, compiled = network.forward, torch.compile(network.forward, dynamic=False, **options)
+    size: int | None = None
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal size
+        if not torch.is_grad_enabled():
+            return plain(*args, **kwargs)
+        n = next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        size = n if size is None else size
+        return (compiled if n == size else plain)(*args, **kwargs)
+
+    network.forward = forward

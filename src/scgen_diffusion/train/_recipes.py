@@ -79,6 +79,18 @@ class Recipe:
         """Return the number of steps of an epoch of ``n_cells`` training cells."""
         return max(math.ceil(n_cells / self.batch_size), self.smallest_epoch)
 
+    def rate_factor(self, step: int, n_steps: int) -> float:
+        """Return the factor of the learning rate at a step: a linear rise from 0.01, then the schedule."""
+        n_warm_up = max(round(self.warm_up * n_steps), 1)
+        if step < n_warm_up:
+            return 0.01 + 0.99 * step / n_warm_up
+        progress = min(step / max(n_steps, 1), 1.0)
+        if self.schedule == "cosine":  # half a period, down to 1 %
+            return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+        if self.schedule == "warm_up_hold_decay":  # square-root decay over the last tenth, down to 10 %
+            return 0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1))
+        return 1.0
+
 
 @dataclass(frozen=True)
 class AutoencoderRecipe(Recipe):
@@ -268,16 +280,3 @@ def prior_share(n_cells: int) -> float:
 def two_digits(value: float) -> float:
     """Round an option that the data chose to two significant digits, as it is shown to users."""
     return float(f"{value:.2g}")
-
-
-def learning_rate_factor(step: int, schedule: Schedule, *, n_steps: int, warm_up: float) -> float:
-    """Return the factor of the learning rate at a step: a linear rise from 0.01, then the schedule."""
-    n_warm_up = max(round(warm_up * n_steps), 1)
-    if step < n_warm_up:
-        return 0.01 + 0.99 * step / n_warm_up
-    progress = min(step / max(n_steps, 1), 1.0)
-    if schedule == "cosine":  # half a period, down to 1 %
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
-    if schedule == "warm_up_hold_decay":  # square-root decay over the last tenth, down to 10 %
-        return 0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1))
-    return 1.0

@@ -6,7 +6,6 @@ import inspect
 import logging
 import signal
 import sys
-import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -24,10 +23,11 @@ from tqdm.auto import tqdm
 from scgen_diffusion._compat import dump_checkpoint, handle_sigterm_by, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_read, read_torch, write_atomically
 
+from ._stage_data import epochs_per_pass
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
-    from types import FrameType
 
     from lightning.pytorch.strategies import Strategy
 
@@ -124,7 +124,7 @@ class RunOptions:
             "benchmark": not self.of_trainer.get("deterministic"),
             "enable_progress_bar": self.enable_progress_bar,
             "precision": self.precision or "32-true",
-            "plugins": [OneProcess()] if is_alone else None,
+            "plugins": [LightningEnvironment()] if is_alone else None,
             **self.of_trainer,
             **more,
         }
@@ -135,14 +135,6 @@ class RunOptions:
             use_distributed_sampler=False,  # our loaders yield whole batches and distribute them themselves
             **options,
         )
-
-
-class OneProcess(LightningEnvironment):
-    """Environment of a process that trains alone, whatever variables a job array or a container has set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.set_global_rank(0)  # Lightning's loggers would take it from the variables
 
 
 @contextmanager
@@ -168,10 +160,11 @@ def run_stage(
     options: RunOptions,
     *,
     max_epochs: int,
-    interruption: Interruption,
     progress: TrainingProgress,
 ) -> pl.Trainer:
     """Train a stage, from its checkpoint if there is one; return its trainer.
+
+    Ctrl-C ends it, and its weights stay as they are then; several processes end at once.
 
     Parameters
     ----------
@@ -184,17 +177,15 @@ def run_stage(
     max_epochs
         Largest number of passes over the training cells. A pass over many cells is cut into several epochs of
         Lightning.
-    interruption
-        Ends training between two steps. It listens until it is closed.
     progress
         The bar of all stages, unless the callbacks contain one.
     """
     recipe, path = plan.recipe, None
-    n_epochs = max_epochs * data.epochs_per_pass
-    if recipe.patience is not None and not plan.loss_judges_cells:
+    n_epochs = max_epochs * epochs_per_pass(len(data.train_indices), recipe.batch_size)
+    if recipe.patience is not None and not getattr(plan.module, "loss_judges_cells", True):
         msg = f"`early_stopping` and `patience` do not go with the {plan.name}: its loss may rise as cells get better."
         raise ValueError(msg)
-    callbacks = [interruption, *(options.callbacks or ())]
+    callbacks = [*(options.callbacks or ())]
     if options.checkpoint_dir is not None:
         path = options.checkpoint_dir / f"{plan.name}.ckpt"
         callbacks.append(StageCheckpoint(path, options.checkpoint_minutes))
@@ -219,9 +210,14 @@ def run_stage(
                 show(f"Resuming the {plan.name} after epoch {n_done} of {n_epochs}.")
         plan.module.train()
         plan.is_compiled = options.compile
+        handle_sigterm_by(trainer, lambda *_: sys.exit(EXIT_CODE_OF_SIGTERM))  # a shell would take 0 for success
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(plan, data, ckpt_path=start, weights_only=True)
-        except StoppedError:
+        except SystemExit as end:  # so Lightning ends after Ctrl-C
+            if trainer.world_size > 1 or not isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, on_interrupt)  # Lightning would ignore Ctrl-C from now on
             plan.was_stopped = True
         finally:  # Lightning cleans up only if there was no error
             plan.teardown("fit")
@@ -268,54 +264,6 @@ class StageCheckpoint(Checkpoint):
             with write_atomically(self.path) as part, part.open("wb") as file:
                 torch.save(content, file)
         trainer.strategy.barrier()
-
-
-# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
-
-
-class StoppedError(Exception):
-    """Training ends between two steps, because the user pressed Ctrl-C."""
-
-
-class Interruption(Callback):
-    """Ends training after Ctrl-C before the next step; a second Ctrl-C aborts at once.
-
-    The weights are kept, and so is a stage whose last step is done. With several processes, Lightning handles Ctrl-C
-    and ends the process at once. So does SIGTERM, whose exit code a shell would otherwise take for success.
-    """
-
-    def __init__(self) -> None:
-        self.is_pressed = False
-        self._previous: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Listen to Ctrl-C no more."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def setup(self, trainer: pl.Trainer, pl_module: StagePlan, stage: str) -> None:
-        """Listen to signals, which only Python's main thread receives."""
-        handle_sigterm_by(trainer, lambda *_: sys.exit(EXIT_CODE_OF_SIGTERM))
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
-        self.is_pressed = True
-        signal.signal(signal.SIGINT, self._previous)
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Stop after Ctrl-C by raising StoppedError; Lightning's ``should_stop`` would count the epoch as finished."""
-        if self.is_pressed:
-            raise StoppedError
-
-
-def is_interrupted(trainer: pl.Trainer) -> bool:
-    """Return whether Ctrl-C was pressed during training."""
-    return any(isinstance(each, Interruption) and each.is_pressed for each in trainer.callbacks)
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

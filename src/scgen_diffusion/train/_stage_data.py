@@ -1,4 +1,4 @@
-"""Training cells from any source, their order, and the loaders of a stage."""
+"""Training cells from any source and their latents, their order, and the loaders of a stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import CellFiles, RegisteredCells
+    from scgen_diffusion.module import SCLDMModule
 
 LONGEST_EPOCH = 1000  # steps; a longer pass is cut into epochs, because runs resume between epochs
 ROWS_AT_A_TIME = 1024
+ENCODED_AT_A_TIME = 512
 DEVICE_SHARE = 0.25  # of a GPU's free memory, for cells
 BYTES_PER_COUNT = 8  # gene index and value
 
@@ -115,23 +117,11 @@ class StageData(pl.LightningDataModule):
     ----------
     train_indices, validation_indices
         Rows to train and to validate on.
-    batch_size
-        Cells per step of all processes together.
-    smallest_epoch
-        Smallest number of steps in an epoch.
     """
 
-    def __init__(
-        self, train_indices: np.ndarray, validation_indices: np.ndarray, batch_size: int, smallest_epoch: int = 0
-    ) -> None:
+    def __init__(self, train_indices: np.ndarray, validation_indices: np.ndarray) -> None:
         super().__init__()
         self.train_indices, self.validation_indices = train_indices, validation_indices
-        self.batch_size, self.smallest_epoch = batch_size, smallest_epoch
-
-    @property
-    def epochs_per_pass(self) -> int:
-        """Number of epochs in a pass over the training cells."""
-        return epochs_per_pass(len(self.train_indices), self.batch_size)
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Return the loader of shuffled training cells."""
@@ -139,8 +129,8 @@ class StageData(pl.LightningDataModule):
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Return the loader of validation cells in order, if there are any."""
-        rows = self.validation_indices
-        return self._loader(rows, EpochBatches(len(rows), self.batch_size, **self.process)) if len(rows) else []
+        rows, batch_size = self.validation_indices, self.trainer.lightning_module.recipe.batch_size
+        return self._loader(rows, EpochBatches(len(rows), batch_size, **self.process)) if len(rows) else []
 
     @abstractmethod
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> Iterable[Mapping[str, Tensor]]:
@@ -149,13 +139,8 @@ class StageData(pl.LightningDataModule):
     def train_batches(self) -> EpochBatches:
         """Return this process's batches of training cells, from the first epoch that is not done yet."""
         plan = self.trainer.lightning_module
-        batches = EpochBatches(
-            len(self.train_indices),
-            self.batch_size,
-            seed=plan.seed,
-            smallest_epoch=self.smallest_epoch,
-            **self.process,
-        )
+        options = {"seed": plan.seed, "smallest_epoch": plan.recipe.smallest_epoch, **self.process}
+        batches = EpochBatches(len(self.train_indices), plan.recipe.batch_size, **options)
         batches.set_epoch(plan.n_epochs_done)
         return batches
 
@@ -189,8 +174,8 @@ class CellData(StageData):
     def teardown(self, stage: str) -> None:
         """Free the GPU memory, even though the model's trainer still refers to the loaders."""
         if self._resident is not None:
-            self._resident.free()
-            self._resident = None
+            vars(self._resident).clear()
+        self._resident = None
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Return the loader of shuffled training cells."""
@@ -246,10 +231,6 @@ class ResidentCells(Dataset):
         joined = {name: torch.cat([part[name] for part in others]) for name in others[0]}
         return cls(torch.cat(lengths), torch.cat(genes), torch.cat(values), x.shape[1], joined)
 
-    def free(self) -> None:
-        """Release the memory; the cells cannot be read any more."""
-        self.genes, self.values, self.others = self.genes[:0].clone(), self.values[:0].clone(), {}
-
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -264,6 +245,98 @@ class ResidentCells(Dataset):
         x = torch.zeros(len(chosen), self.n_genes, dtype=self.values.dtype, device=device)
         x[cells, self.genes[places].long()] = self.values[places]
         return {REGISTRY_KEYS.X_KEY: x, **{name: rest[chosen] for name, rest in self.others.items()}}
+
+
+class LatentCache(Dataset):
+    """Latents of all cells and what belongs to them, written batch by batch and read by arrays of row numbers.
+
+    Parameters
+    ----------
+    n_rows
+        Number of cells.
+    batches
+        Consecutive batches of all of them.
+
+    Attributes
+    ----------
+    arrays
+        Tensors by name, with a row per cell. They are gone after the stage that trained on them, as its trainer still
+        refers to the cache.
+    """
+
+    def __init__(self, n_rows: int, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        self.arrays: dict[str, Tensor] = {}
+        start = 0
+        for batch in batches:
+            for name, rows in batch.items():
+                if start == 0:
+                    self.arrays[name] = torch.empty((n_rows, *rows.shape[1:]), dtype=rows.dtype)
+                self.arrays[name][start : start + len(rows)] = rows
+            start += len(rows)
+
+    def to(self, device: torch.device) -> LatentCache:
+        """Move to a GPU if there is room, so that no step waits for a copy."""
+        if sum(array.nbytes for array in self.arrays.values()) < memory_for_cells(device):
+            self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
+        return self
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor) -> dict[str, Tensor]:
+        chosen = torch.as_tensor(rows)
+        chosen = copy_to_device(chosen, next(iter(self.arrays.values())).device)  # once for all arrays
+        return {name: array[chosen] for name, array in self.arrays.items()}
+
+
+class LatentData(StageData):
+    """Loaders over a cache of latents; other parameters as in :class:`StageData`.
+
+    Parameters
+    ----------
+    cache
+        Latents of all cells.
+    """
+
+    def __init__(self, cache: LatentCache, *args: Any) -> None:
+        super().__init__(*args)
+        self.cache = cache
+
+    def setup(self, stage: str) -> None:
+        """Move the cache to the training device."""
+        self.cache.to(self.trainer.strategy.root_device)
+
+    def teardown(self, stage: str) -> None:
+        """Free the memory."""
+        self.cache.arrays = {}
+
+    def _loader(self, indices: np.ndarray, batches: EpochBatches) -> DataLoader:
+        return DataLoader(Subset(self.cache, indices), sampler=batches, batch_size=None)
+
+
+@torch.inference_mode()
+def cache_latents(module: SCLDMModule, cells: TrainingCells) -> LatentCache:
+    """Encode all cells once; in a distributed run, each process encodes all."""
+    module.eval()
+
+    def latents() -> Iterator[dict[str, Tensor]]:
+        for batch in cells.loader(None, ENCODED_AT_A_TIME):
+            x = batch[REGISTRY_KEYS.X_KEY].to(module.device)
+            posterior = module.inference(x)["posterior"]
+            yield {
+                "mean": posterior.mean,
+                "std": posterior.std,
+                "condition": module.condition_of(batch),
+                "log_total": module.log_totals(x),
+            }
+
+    return LatentCache(cells.n_cells, latents())
+
+
+def read_cells(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return expression ``(cells, genes)`` and conditions ``(cells, columns)`` of a few cells."""
+    batch = next(iter(cells.loader(rows, len(rows))))
+    return batch[REGISTRY_KEYS.X_KEY].to(module.device), module.condition_of(batch).to(module.device)
 
 
 def memory_for_cells(device: torch.device) -> float:
