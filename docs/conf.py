@@ -89,11 +89,16 @@ mathjax_path = MATHJAX.name
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_logo = html_favicon = "_static/logo.svg"
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_static_path = ["_static", str(MATHJAX.locate())]
 html_css_files = ["custom.css"]
+html_js_files = ["custom.js"]
+html_search_scorer = str(HERE / "_ext" / "scorer.js")
 html_context = {"default_mode": "auto"}  # light or dark, as the browser says
 html_theme_options = {
+    "logo": {"text": f"{project} {release.partition('+')[0]}", "alt_text": project},
+    "show_toc_level": 2,
     "navbar_persistent": [],  # the search box is in the sidebar
     "show_navbar_depth": 1,
     "use_download_button": True,

@@ -1,9 +1,10 @@
-"""How docstrings become pages: members of classes, sections, and links to other projects."""
+"""How docstrings become pages: members of classes, sections, links to other projects, and what the search finds."""
 
 from __future__ import annotations
 
 import re
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinx.ext.napoleon import NumpyDocstring
@@ -25,6 +26,8 @@ FIRST = (
 )
 # What users need of scvi-tools' BaseModelClass. Its other members are for developers of models.
 OF_SCVI_TOOLS = {"device", "history", "is_trained", "test_indices", "to_device", "train_indices", "validation_indices"}
+# What the user part of the API lists: the search looks into these pages, and into those of methods of SCLDM.
+USER_API = re.findall(r"^   ([\w.]+)$", Path(__file__).parents[1].joinpath("api", "user.md").read_text(), re.MULTILINE)
 # The names by which annotations call what other projects document.
 FULL_NAMES = {
     "AnnData": "anndata.AnnData",
@@ -80,9 +83,9 @@ def unique_references(_app: Sphinx, _what: str, name: str, _object: Any, _option
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the functions above, and tell the template of class pages which methods come first."""
+    """Register the functions above, and tell the templates which methods come first and which pages are searched."""
     NumpyDocstring._parse_returns_section = returns_as_prose
-    app.config.autosummary_context["first"] = FIRST
+    app.config.autosummary_context |= {"first": FIRST, "searched": USER_API}
     app.connect("autodoc-skip-member", skip_member)
     app.connect("missing-reference", use_full_name, priority=100)
     app.connect("autodoc-process-docstring", unique_references, priority=900)
