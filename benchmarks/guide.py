@@ -12,12 +12,12 @@ from benchmarks.tables import markdown_table
 from scgen_diffusion import metrics
 from scgen_diffusion.metrics import CATALOGUE
 from scgen_diffusion.module import (
+    SCLDM_ARCHITECTURES,
     SCMDM_ARCHITECTURES,
     SCRDIT_ARCHITECTURES,
     WBDIT_ARCHITECTURES,
     MoleculeModule,
     ProfileModule,
-    build_architecture,
 )
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
@@ -41,7 +41,7 @@ TOPICS = list(dict.fromkeys(metric.topic for metric in CATALOGUE.values()))
 
 def page_blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
+    scldm = {size: asdict(architecture) for size, architecture in SCLDM_ARCHITECTURES.items()}
     scrdit = {size: asdict(architecture) for size, architecture in SCRDIT_ARCHITECTURES.items()}
     scrdit["default"] |= {"patch_size": "genes / 10, at most 200", "width": 128}
     recipes = {size: {"diffusion": recipe} for size, recipe in DIFFUSION_RECIPES["SCRDIT"].items()}

@@ -9,7 +9,7 @@ from benchmarks.tables import ROOT
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Masking, VariancePreserving, samplers_for
 from scgen_diffusion.model import SCLDM, SCMDM, SCRDIT, WBDIT
-from scgen_diffusion.module import SCMDM_ARCHITECTURES, SCRDIT_ARCHITECTURES, WBDIT_ARCHITECTURES, build_architecture
+from scgen_diffusion.module import SCMDM_ARCHITECTURES, SCRDIT_ARCHITECTURES, WBDIT_ARCHITECTURES, SCLDMArchitecture
 
 
 def defaults_of(*functions):
@@ -18,7 +18,7 @@ def defaults_of(*functions):
 
 SCLDM_OPTIONS = defaults_of(SCLDM.train, SCLDM.generate, SCLDM.__init__) | {
     "n_steps": FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps,
-    **vars(build_architecture("default")),
+    **vars(SCLDMArchitecture()),
 }
 SAMPLERS = samplers_for(VariancePreserving()) | samplers_for(Masking())
 

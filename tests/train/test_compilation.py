@@ -15,8 +15,8 @@ from scgen_diffusion.module import (
     MoleculeModule,
     ProfileArchitecture,
     ProfileModule,
+    SCLDMArchitecture,
     SCLDMModule,
-    build_architecture,
 )
 from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
@@ -53,13 +53,13 @@ def latents(n, seed, shape):
 
 def autoencoder(plan):
     torch.manual_seed(0)
-    module = SCLDMModule(N_GENES, [N_CLASSES], architecture=build_architecture("default", n_layers=1))
+    module = SCLDMModule(N_GENES, [N_CLASSES], architecture=SCLDMArchitecture(n_layers=1))
     return plan(module, RECIPES["default"]["autoencoder"], seed=0), cells
 
 
 def prior():
     torch.manual_seed(0)
-    module = SCLDMModule(N_GENES, [N_CLASSES], architecture=build_architecture("default", prior_n_layers=1))
+    module = SCLDMModule(N_GENES, [N_CLASSES], architecture=SCLDMArchitecture(prior_n_layers=1))
     return PriorPlan(module, RECIPES["default"]["prior"], seed=0), lambda n, seed: latents(n, seed, module.latent_shape)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ._paths import expand_time
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._paths import Path
 
 Field = Callable[["Tensor", "Tensor"], "Tensor"]  # (x_t, t) -> prediction
+Network = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]  # (x_t, network time, condition) -> prediction
 LOG_STD_RANGE = (-4.0, 2.0)
 
 
@@ -114,12 +115,6 @@ class Denoiser:
         """Estimate the data and noise in ``x_t (n, ...)``, for one time or times ``(n,)``."""
         assert self.target is not None
         return self.target.to_data_and_noise(self.path, self(x_t, t), x_t, t)
-
-
-class Network(Protocol):
-    """The interface of networks: ``(x_t, network time, condition) -> prediction``, of ``x_t``'s shape."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor: ...
 
 
 def diffusion_loss(

@@ -72,15 +72,15 @@ class Guidance:
             If keys that training shows together have different scales: their mean applies.
         """
         by_key = scale if isinstance(scale, Mapping) else dict.fromkeys(keys, scale)
-        for value in by_key.values() if isinstance(scale, Mapping) else [scale]:
-            if not is_number(value) or abs(value) > torch.finfo(torch.float32).max:
+        for key, value in by_key.items():
+            if key not in keys:
+                msg = f"`guidance_scale` has the unknown key {key!r}. {known_names(key, list(keys))}"
+                raise ValueError(msg)
+            if not is_number(value):
                 msg = f"`guidance_scale` must be a finite number, or one per key, but found {value!r}."
                 raise ValueError(msg)
-        if unknown := [key for key in by_key if key not in keys]:
-            msg = f"`guidance_scale` has the unknown key {unknown[0]!r}. {known_names(unknown[0], list(keys))}"
-            raise ValueError(msg)
         if not keys and not isinstance(scale, Mapping) and scale != 1:
-            msg = f"`guidance_scale` is {scale}, but the model has no conditions to guide by."
+            msg = f"`guidance_scale` is {scale!r}, but the model has no conditions to guide by."
             raise ValueError(msg)
         scales = [float(by_key.get(key, 1.0)) for key in keys]
         if isinstance(strategy, Joint) and len(set(scales)) > 1:

@@ -9,7 +9,6 @@ from ._architecture import (
     MoleculeArchitecture,
     ProfileArchitecture,
     SCLDMArchitecture,
-    build_architecture,
     change_options,
 )
 from ._autoencoder import Posterior

@@ -121,48 +121,29 @@ class SCLDMArchitecture:
         check_options(self, from_zero=("n_layers", "prior_n_layers"), most=MOST)
 
 
-PUBLISHED = SCLDMArchitecture(
-    latent="deterministic",
-    n_latent_tokens=16,
-    n_latent=16,
-    pooling="attention",
-    decoder="gene_queries",
-    initial_log_theta=1.0,
-    largest_log_theta=80.0,
-    outliers=False,
-    condition_effects=False,
-    width=32,
-    n_layers=8,
-    n_heads=8,
-    n_heads_cross=4,
-    value_after_norm=False,
-    prior_width=256,
-    prior_n_layers=8,
-    prior_n_heads=8,
-    ema_decay=0.9999,
-)
-
-SCLDM_ARCHITECTURES: dict[str, SCLDMArchitecture] = {"default": SCLDMArchitecture(), "published": PUBLISHED}
-
-
-def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
-    """Return the named architecture with the given changes.
-
-    Parameters
-    ----------
-    size
-        Name of the architecture.
-    **changes
-        Fields of :class:`SCLDMArchitecture`.
-
-    Raises
-    ------
-    ValueError
-        If the name or a value is not allowed.
-    TypeError
-        If there is no such option.
-    """
-    return change_options(SCLDM_ARCHITECTURES, size, changes)
+SCLDM_ARCHITECTURES = {
+    "default": SCLDMArchitecture(),
+    "published": SCLDMArchitecture(
+        latent="deterministic",
+        n_latent_tokens=16,
+        n_latent=16,
+        pooling="attention",
+        decoder="gene_queries",
+        initial_log_theta=1.0,
+        largest_log_theta=80.0,
+        outliers=False,
+        condition_effects=False,
+        width=32,
+        n_layers=8,
+        n_heads=8,
+        n_heads_cross=4,
+        value_after_norm=False,
+        prior_width=256,
+        prior_n_layers=8,
+        prior_n_heads=8,
+        ema_decay=0.9999,
+    ),
+}
 
 
 # --- models over all genes --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from scgen_diffusion.nn import GeneDiT, GeneMLP, GeneUNet, total_counts
 
 from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
+from ._library_size import LibrarySizeModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import ConditionSpec, InputValues
 
     from ._architecture import GeneSpaceArchitecture
-    from ._library_size import LibrarySizeModel
 
 N_PATCHES = 10
 LARGEST_PATCH = 200
@@ -41,10 +41,10 @@ class GeneSpaceModule(ConditionedModule):
         Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     network
         A backbone with a head, and a path.
-    library_size
-        Distribution of total counts.
     architecture
         Sizes and parts.
+    n_features
+        Number of features that total counts follow from besides the condition.
     """
 
     loss_judges_cells: ClassVar[bool] = True
@@ -57,14 +57,14 @@ class GeneSpaceModule(ConditionedModule):
         n_input: int,
         conditions: Sequence[ConditionSpec],
         network: nn.Module,
-        library_size: LibrarySizeModel,
         architecture: GeneSpaceArchitecture,
+        n_features: int,
     ) -> None:
         super().__init__()
         self.n_input, self.architecture = n_input, architecture
         self.network: Any = network
         self.averaged_network = averaged_copy(network)
-        self.library_size = library_size
+        self.library_size = LibrarySizeModel(conditions, n_features)
         self._register_conditions(conditions)
 
     @property
@@ -100,8 +100,8 @@ class GeneSpaceModule(ConditionedModule):
         return getattr(self.network.backbone, "gene_weights", [])
 
     def dispersions(self) -> list[nn.Parameter]:
-        """List the parameters of the genes' dispersions: none."""
-        return []
+        """List the parameters of the genes' dispersions, if there are any."""
+        return [self.network.log_theta] if hasattr(self.network, "log_theta") else []
 
     # --- training, as scvi-tools calls it -----------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from scgen_diffusion.diffusion import (
 from scgen_diffusion.nn import Number, total_counts
 
 from ._gene_space import GeneSpaceModule, build_backbone
-from ._library_size import LibrarySizeModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -194,8 +193,7 @@ class MoleculeModule(GeneSpaceModule):
         self, n_input: int, conditions: Sequence[ConditionSpec] = (), *, architecture: MoleculeArchitecture
     ) -> None:
         backbone = build_backbone(n_input, [*conditions, Number()], architecture, MoleculeNetwork.n_outputs)
-        network, library_size = MoleculeNetwork(backbone, n_input), LibrarySizeModel(conditions, 0)
-        super().__init__(n_input, conditions, network, library_size, architecture)
+        super().__init__(n_input, conditions, MoleculeNetwork(backbone, n_input), architecture, n_features=0)
 
     def start_from(self, batches: Iterable[Tensor]) -> None:
         """Set shares of genes and totals from training cells, batches of counts ``(cells, genes)``, read once."""
@@ -206,10 +204,6 @@ class MoleculeModule(GeneSpaceModule):
     def whole_cells(self, x: Tensor) -> Tensor:
         """Return what the backbone sees of counts ``x (cells, genes)`` without masked molecules."""
         return self.network.features(x)
-
-    def dispersions(self) -> list[nn.Parameter]:
-        """List the parameters of the genes' dispersions."""
-        return [self.network.log_theta]
 
     # --- training -----------------------------------------------------------------------------------------------------
 

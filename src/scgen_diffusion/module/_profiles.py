@@ -21,7 +21,6 @@ from scgen_diffusion.diffusion import (
 from scgen_diffusion.nn import log_profile
 
 from ._gene_space import GeneSpaceModule, build_backbone
-from ._library_size import LibrarySizeModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -199,11 +198,8 @@ class ProfileModule(GeneSpaceModule):
         input_values: InputValues = "counts",
         architecture: ProfileArchitecture,
     ) -> None:
-        network, library_size = (
-            build_network(n_input, conditions, architecture),
-            LibrarySizeModel(conditions, 2 * n_input),
-        )
-        super().__init__(n_input, conditions, network, library_size, architecture)
+        network = build_network(n_input, conditions, architecture)
+        super().__init__(n_input, conditions, network, architecture, n_features=2 * n_input)
         self.input_values = input_values
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
