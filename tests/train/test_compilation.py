@@ -88,7 +88,7 @@ def run_epoch(plan, draw):
             loss = plan.compute_losses(draw(n, seed), torch.Generator().manual_seed(seed), training=training)["loss"]
         found.append(loss.detach())
         if training:
-            parameters = [p for group in plan.parameter_groups() for p in group["params"]]
+            parameters = [p for group in plan.trained_groups for p in group["params"]]
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             found += [g.abs().sum() for g in gradients if g is not None]
     return torch.stack(found)

@@ -54,7 +54,7 @@ def test_every_trained_parameter_of_the_prior_has_a_gradient_without_counts(tiny
 
     plan.compute_losses(batch, seeded_generator(), training=True)["loss"].backward()
 
-    assert all(weights.grad is not None for group in plan.parameter_groups() for weights in group["params"])
+    assert all(weights.grad is not None for group in plan.trained_groups for weights in group["params"])
 
 
 AUTOENCODER = {"encoder", "decoder", "likelihood", "condition_effects"}
@@ -75,7 +75,7 @@ def test_a_stage_trains_all_of_its_parts_and_nothing_else(
         architecture = ProfileArchitecture(**tiny_gene_space)
         module = ProfileModule(9, (3,), input_values=input_values, architecture=architecture)
     plan = attached(plan(module, recipe(), seed=0))
-    parameters = [p for group in plan.parameter_groups() for p in group["params"]]
+    parameters = [p for group in plan.trained_groups for p in group["params"]]
     before = {name for name, p in module.named_parameters() if p.requires_grad}
 
     assert len(parameters) == len({id(p) for p in parameters})  # none is in two groups

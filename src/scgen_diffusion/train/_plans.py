@@ -21,7 +21,7 @@ from ._recipes import RATE_AFTER_PLATEAU
 from ._step_graph import StepGraph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from scvi.module.base import BaseModuleClass
     from torch import Tensor, nn
@@ -114,18 +114,7 @@ class StagePlan(pl.LightningModule):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the parameters of this stage as groups for an optimiser."""
-
-    def _split(
-        self, weights: Iterable[Tensor], loadings: Iterable[Tensor], dispersions: Iterable[Tensor]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield gene loadings with their weight decay, dispersions with their learning rate, and the other weights."""
-        recipe: Any = self.recipe
-        loadings, dispersions = dict.fromkeys(loadings), dict.fromkeys(dispersions)
-        yield {"params": [*loadings], "weight_decay": recipe.loading_weight_decay}
-        rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
-        yield {"params": [*dispersions], "lr": rate, "weight_decay": 0.0}
-        yield {"params": [w for w in dict.fromkeys(weights) if w not in loadings and w not in dispersions]}
+        """Return the parameters of this stage as groups for an optimiser; each belongs to the last one that has it."""
 
     @property
     def compiled_parts(self) -> Sequence[nn.Module]:
@@ -200,6 +189,9 @@ class StagePlan(pl.LightningModule):
         their gradients are zero.
         """
         groups, rows = self.parameter_groups(), self.trained_rows
+        last = {p: number for number, group in enumerate(groups) for p in group["params"]}
+        for number, group in enumerate(groups):
+            group["params"] = [p for p in dict.fromkeys(group["params"]) if last[p] == number]
         if rows is not None:
             known = [{**group, "params": [p for p in group["params"] if p in rows]} for group in groups]
             whole = [{**group, "params": [p for p in group["params"] if rows[p] is None]} for group in known]
@@ -442,11 +434,15 @@ class AutoencoderPlan(StagePlan):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters: dispersions have their own learning rate, gene loadings and effects their own decay."""
-        module = self.module
-        weights = [*module.encoder.parameters(), *module.decoder.parameters()]
-        loadings, dispersions, others = self._split(weights, module.gene_loadings(), module.likelihood.parameters())
-        effects = [] if module.condition_effects is None else list(module.condition_effects.parameters())
-        return [others, dispersions, loadings, {"params": effects, "weight_decay": self.recipe.effect_weight_decay}]
+        module, recipe = self.module, self.recipe
+        effects = () if module.condition_effects is None else module.condition_effects.parameters()
+        rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
+        return [
+            {"params": [*module.encoder.parameters(), *module.decoder.parameters()]},
+            {"params": [*module.likelihood.parameters()], "lr": rate, "weight_decay": 0.0},
+            {"params": module.gene_loadings(), "weight_decay": recipe.loading_weight_decay},
+            {"params": [*effects], "weight_decay": recipe.effect_weight_decay},
+        ]
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
@@ -540,11 +536,15 @@ class DiffusionPlan(AveragingPlan):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters; dispersions have their own learning rate, gene loadings their own weight decay."""
-        module = self.module
-        groups = self._split(module.network.parameters(), module.gene_loadings(), module.dispersions())
-        loadings, dispersions, others = groups
-        head = list(module.library_size.parameters()) if module.input_values == "counts" else []
-        return [others, loadings, dispersions, {"params": head}]
+        module, recipe = self.module, self.recipe
+        head = module.library_size.parameters() if module.input_values == "counts" else ()
+        rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
+        return [
+            {"params": [*module.network.parameters()]},
+            {"params": module.gene_loadings(), "weight_decay": recipe.loading_weight_decay},
+            {"params": module.dispersions(), "lr": rate, "weight_decay": 0.0},
+            {"params": [*head]},
+        ]
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
