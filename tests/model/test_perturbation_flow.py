@@ -119,7 +119,7 @@ def test_it_needs_no_prior(make_model):
 
     assert model.predict_perturbation(cells, PERTURBED).n_obs == cells.n_obs
     for given, request in ((cells, {"method": "inversion"}), (treated, {"condition": {"dose": 100}})):
-        with pytest.raises(RuntimeError, match="train_prior"):
+        with pytest.raises(RuntimeError, match="train"):
             model.predict_perturbation(given, **{"condition": PERTURBED} | request)
 
 

@@ -89,8 +89,7 @@ from scgen_diffusion.module import (
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
-from ._counterfactual import CELL_NAMES, Prediction, check_learned, control_cells, writable
-from ._generation import Generation
+from ._jobs import CELL_NAMES, Generation, Prediction, check_learned, control_cells, writable
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
@@ -125,7 +124,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import Recipe, StageData, TrainingCells
 
-    from ._counterfactual import ControlCells
+    from ._jobs import ControlCells
 
 ADVICE_ON_COUNTS = "The model was set up with counts there."
 
@@ -170,9 +169,10 @@ class DiffusionModel(BaseModelClass):
         size: Literal["default", "published"] = "default",
         **architecture: Any,
     ) -> None:
-        if adata is not None:
-            check_in_memory(adata)
-        elif registry is not None:
+        if not isinstance(adata, AnnData | MuData | None):
+            msg = f"`adata` must be cells in memory (AnnData; MuData for MULTISCLDM), but found {type(adata).__name__}."
+            raise TypeError(msg)
+        if adata is None and registry is not None:
             check_registry(registry, type(self))
             registry = {**registry, "model_name": type(self).__name__}  # the registry of CellFiles names no model
         super().__init__(adata, registry)
@@ -283,7 +283,7 @@ class DiffusionModel(BaseModelClass):
             or ``unlabeled_category`` is given but all cells have labels.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_in_memory(adata, AnnData)
+        check_is_anndata(adata, "adata")
         setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
         setup_method_args["setup_args"] |= vars(setup)
         check_expression(adata, layer, values)
@@ -332,13 +332,13 @@ class DiffusionModel(BaseModelClass):
     @classmethod
     def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
         """Register cells as those of a registry were, with other ``options`` of the setup."""
-        check_in_memory(adata, AnnData)
+        check_is_anndata(adata, "adata")
         check_same_genes(adata.var_names, genes)
         separate_copy(cls, adata)
         cls.setup_anndata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: AnnData) -> None:
-        check_in_memory(adata, AnnData)
+        check_is_anndata(adata, "adata")
         check_same_genes(adata.var_names, self.var_.index)
 
     def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], obsm: Any = None) -> Any:
@@ -544,7 +544,9 @@ class DiffusionModel(BaseModelClass):
             self._cells.check()
             self._split(*shares)
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
-                self._take_conditions()
+                if not self.trained_stages_:
+                    warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
+                self._count_combinations(self._registered_codes[self._seen_indices])
             stages = self._due_stages() if stages is None else stages
             runs = plan_runs(
                 {stage: self._recipe(stage) for stage in stages},
@@ -610,12 +612,6 @@ class DiffusionModel(BaseModelClass):
         self.train_indices_, self.validation_indices_, self.test_indices_ = parts
         self.split_digest_ = self._digest_of_names()
 
-    def _take_conditions(self) -> None:
-        """Count the combinations of conditions of the training and validation cells; generation draws from them."""
-        if not self.trained_stages_:
-            warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
-        self._count_combinations(self._registered_codes[self._seen_indices])
-
     def _due_stages(self) -> Sequence[str]:
         """Stages that ``train`` trains."""
         return self._stages
@@ -635,15 +631,10 @@ class DiffusionModel(BaseModelClass):
         return self.summary_string
 
     @property
-    def control_values_(self) -> Mapping[str, Any]:
-        """Values of the unperturbed cells that the flow learned from, or else those of ``setup_anndata``."""
-        flow = self.recipes_.get("perturbation_flow", {}) if "perturbation_flow" in self.trained_stages_ else {}
-        return flow.get("control_values", self.registry_["setup_args"]["control_values"])
-
-    @property
     def summary_string(self) -> str:
         """What ``print(model)`` shows: cells, genes, conditions and trained stages."""
-        layer, controls = self.registry_["setup_args"].get("layer"), self.control_values_
+        layer, controls = self.registry_["setup_args"].get("layer"), self.registry_["setup_args"]["control_values"]
+        controls = self.recipes_.get("perturbation_flow", {}).get("control_values", controls)
         place = "X" if layer is None else f"layers[{layer!r}]"
         modalities = [f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in self.modalities.items()]
         new = self._new_values if self.reference_ is not None and self._has_cells else repeat(torch.zeros(0))
@@ -1109,13 +1100,10 @@ class DiffusionModel(BaseModelClass):
             groups = None
         are_judged = np.tile(~is_same & (groups is not None), 2)  # a support looks at the control cells too
         how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
+        outside = engine.warn_outside_training(np.concatenate([codes, own]), are_judged, totals)
+        asked = "that of each control cell" if given.condition is None else describe_condition(given.condition)
         provenance = engine.record(sampling, "of each cell" if totals is None else "given", seed) | how
-        provenance |= {
-            "condition": "that of each control cell"
-            if given.condition is None
-            else describe_condition(given.condition),
-            "outside_training": engine.warn_outside_training(np.concatenate([codes, own]), are_judged, totals),
-        }
+        provenance |= {"condition": asked, "outside_training": outside}
         group = None if groups is None else groups.group
         return Prediction(
             engine,
@@ -1612,23 +1600,11 @@ class DiffusionModel(BaseModelClass):
         return self.reference_["of_autoencoder"]
 
 
-def check_in_memory(adata: object, kind: Any = AnnData | MuData) -> None:
-    """Raise unless cells are in memory, and of a kind: AnnData, MuData or either."""
-    if not isinstance(adata, kind):
-        advice = ": read some with `cells.read(indices)`, or train on them as `datamodule`"
-        found = type(adata).__name__ + (advice if isinstance(adata, CellFiles) else "")
-        msg = f"`adata` must be cells in memory (AnnData; MuData for MULTISCLDM), but found {found}."
-        raise TypeError(msg)
-
-
 def check_registry(registry: object, model_class: type) -> None:
     """Raise unless a model of a class can be built from the registry."""
     given = registry if isinstance(registry, Mapping) else {}
-    if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(given.get("field_registries", {})):
-        msg = "`registry` must be that of a model of this package, or of `CellFiles(...)`."
-        raise ValueError(msg)
-    if (given.get("setup_method_name") == "setup_mudata") != hasattr(model_class, "setup_mudata"):
-        msg = (
-            f"`registry` is of cells that {model_class.__name__} cannot read: only MULTISCLDM reads several modalities."
-        )
+    has_modalities = given.get("setup_method_name") == "setup_mudata"
+    is_ours = {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(given.get("field_registries", {}))
+    if not is_ours or has_modalities != hasattr(model_class, "setup_mudata"):
+        msg = f"`registry` must be that of a {model_class.__name__}, or of `CellFiles(...)` with one modality."
         raise ValueError(msg)

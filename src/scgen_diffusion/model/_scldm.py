@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         StagePlan,
     )
 
-    from ._counterfactual import ControlCells
+    from ._jobs import ControlCells
     from ._training import StageRun
 
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
@@ -338,24 +338,24 @@ class SCLDM(AutoencoderModel):
                 "SCRDIT and WBDIT take such values as they are."
             )
             raise ValueError(msg)
-        options = {"input_values": self._input_values, "architecture": self.architecture}
-        return SCLDMModule(self.summary_stats.n_vars, self._condition_specs, **options)
+        n_genes, specs, values = self.summary_stats.n_vars, self._condition_specs, self._input_values
+        return SCLDMModule(n_genes, specs, input_values=values, architecture=self.architecture)
 
     @property
     def _outputs(self) -> tuple[InputValues, ...]:
         return (self.module.output_values,)
 
     def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
-        has_flow = "perturbation_flow" in self.trained_stages_
+        has_flow, unfit = "perturbation_flow" in self.trained_stages_, ""
         if method == "perturbation_flow" and not has_flow:
             msg = "`method` is 'perturbation_flow', but the model has none; call train_perturbation_flow() first."
             raise RuntimeError(msg)
-        unfit = self._unfit_for_perturbation_flow(cells) if has_flow and method != "inversion" else ""
-        if has_flow and method != "inversion" and not unfit:
-            return "perturbation_flow"
-        if unfit and (method == "perturbation_flow" or not self.is_trained_):
-            msg = f"{unfit} Give only cells that fit, or choose method='inversion', which needs train_prior()."
-            raise (RuntimeError if method is None else ValueError)(msg)
+        if has_flow and method != "inversion":
+            if not (unfit := self._unfit_for_perturbation_flow(cells)):
+                return "perturbation_flow"
+            if method == "perturbation_flow":
+                msg = f"{unfit} Give only cells that fit, or choose method='inversion'."
+                raise ValueError(msg)
         self._check_ready_to_generate()
         if not has_flow and method is None and self.conditions.are_unseen(cells.codes).any():
             unfit = "The model has no perturbation flow: call `train_perturbation_flow(control_values=...)`."

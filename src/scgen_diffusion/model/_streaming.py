@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from lightning.pytorch.strategies import Strategy
 
-    from ._generation import Job
+    from ._jobs import Job
 
 SUFFIXES = (".zarr", ".h5ad")
 VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
