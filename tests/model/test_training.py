@@ -57,7 +57,7 @@ def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(mak
         assert model.module.absent_effects is None
         split = [model.train_indices_.copy(), model.validation_indices_.copy()]
         before = weights(model)
-        with pytest.raises(RuntimeError, match="train_prior"):
+        with pytest.raises(RuntimeError, match="train"):
             model.generate(3)
         model.train_prior(1, **quick)
         assert [*model.recipes_] == model.trained_stages_ == ["autoencoder", "prior"]
@@ -93,6 +93,17 @@ def test_few_genes_have_a_smaller_kl_weight_unless_the_user_has_one(make_model, 
     model = make_model()
     model.train_autoencoder(1, plan_kwargs=options, **quick)
     assert model.recipes_["autoencoder"]["kl_weight"] == expected
+
+
+def test_the_prior_takes_fewer_steps_if_all_conditions_are_single_numbers(make_cells, make_model):
+    cells = make_cells()
+    cells.obs["age"], cells.obsm["place"] = np.linspace(0, 1, cells.n_obs), np.random.rand(cells.n_obs, 2)
+
+    def n_steps(classes, *numbers):
+        model = make_model(cells.copy(), condition_keys=classes, setup={"continuous_condition_keys": numbers})
+        return model._recipe("prior").reference_steps
+
+    assert n_steps([], "age") == n_steps(["cell_type"], "age") // 3 == n_steps([], "place") // 3 == n_steps([]) // 3
 
 
 def test_early_stopping_ends_a_stage_that_no_longer_improves_and_all_cells_may_be_trained_on(

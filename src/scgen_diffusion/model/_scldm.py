@@ -12,6 +12,7 @@ from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.module import SCLDM_ARCHITECTURES, SCLDMModule
+from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
     RECIPES,
     AutoencoderPlan,
@@ -310,6 +311,9 @@ class SCLDM(AutoencoderModel):
             recipe = recipe.for_cells(len(self.train_indices_), self._n_features)
         if stage == "autoencoder" and self.reference_ is not None:  # keep its KL weight
             return replace(recipe, kl_weight=self.recipes_.get("autoencoder", {}).get("kl_weight", recipe.kl_weight))
+        is_first = self._recipe_name == "default" and self.reference_ is None
+        if stage == "prior" and is_first and set(self._condition_specs) == {Number()}:
+            return recipe.for_numbers()
         return recipe
 
     @property
