@@ -113,8 +113,7 @@ def _recoded_perturbation_flow(
 ) -> dict[str, Tensor]:
     """Return the parts of the flow's state that hold codes of conditions, for a module with more of them."""
     flow = reference.perturbation_flow
-    keys = zip(flow.perturbing_keys, encodings_of(module.conditions), strict=True)
-    perturbs = torch.tensor([own for own, encoding in keys for _ in range(encoding.n_columns)])
+    perturbs = torch.tensor(flow.perturbing_keys, device=module.device)[module.key_of_column]
     control = recode(torch.where(flow.perturbs, flow.control, 0)[None])[0]
     return {
         f"{PERTURBATION_FLOW}perturbs": perturbs,

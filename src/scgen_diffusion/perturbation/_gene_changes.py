@@ -64,13 +64,7 @@ class GeneChanges(nn.Module):
         self.register_buffer("calibration", torch.full((), torch.nan))
 
     @torch.no_grad()
-    def fit(
-        self,
-        changes: Tensor,
-        variances: Tensor,
-        noise: Tensor,
-        kernels: Iterable[tuple[Tensor, Tensor]],
-    ) -> None:
+    def fit(self, changes: Tensor, variances: Tensor, noise: Tensor, kernels: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Learn from groups.
 
         Parameters

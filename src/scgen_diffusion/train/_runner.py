@@ -155,12 +155,7 @@ def quiet() -> Iterator[None]:
 
 
 def run_stage(
-    plan: StagePlan,
-    data: StageData,
-    options: RunOptions,
-    *,
-    max_epochs: int,
-    progress: TrainingProgress,
+    plan: StagePlan, data: StageData, options: RunOptions, *, max_epochs: int, progress: TrainingProgress
 ) -> pl.Trainer:
     """Train a stage, from its checkpoint if there is one; return its trainer.
 

@@ -231,9 +231,6 @@ class ResidentCells(Dataset):
         joined = {name: torch.cat([part[name] for part in others]) for name in others[0]}
         return cls(torch.cat(lengths), torch.cat(genes), torch.cat(values), x.shape[1], joined)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         chosen = torch.as_tensor(rows)
         lengths = self.lengths[chosen]
@@ -279,9 +276,6 @@ class LatentCache(Dataset):
         if sum(array.nbytes for array in self.arrays.values()) < memory_for_cells(device):
             self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
         return self
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor) -> dict[str, Tensor]:
         chosen = torch.as_tensor(rows)
