@@ -1,8 +1,8 @@
 """From control to perturbed cells: the flow, the expected shift of latents, and mean changes of genes."""
 
+from ._changes import Changes, GeneChanges, MissedChanges
 from ._expected_shift import ExpectedShift
 from ._flow import PerturbationFlow
-from ._gene_changes import Changes, GeneChanges
 from ._groups import (
     PerturbationGroup,
     ProfileSums,
@@ -11,6 +11,5 @@ from ._groups import (
     sampling_covariance,
     variance_of_sums,
 )
-from ._missed_changes import MissedChanges
 
 __all__ = ["ExpectedShift", "GeneChanges", "MissedChanges", "PerturbationFlow"]

@@ -12,8 +12,8 @@ from torch.nn.functional import silu
 from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, diffusion_loss
 from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, encodings_of, null_condition
 
+from ._changes import GeneChanges
 from ._expected_shift import ExpectedShift
-from ._gene_changes import GeneChanges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.nn import ConditionSpec
 
-    from ._gene_changes import Changes
-    from ._missed_changes import MissedChanges
+    from ._changes import Changes, MissedChanges
 
 N_FLOWS = 4
 DOUBTFUL = 0.01  # variance between flows, relative to their squared mean, at which the expected shift counts as much

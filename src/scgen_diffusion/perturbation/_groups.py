@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from torch import Tensor
-
-LEAST_GAIN = 1.0  # of the log likelihood, as Akaike's criterion asks of a parameter
 
 
 @dataclass(frozen=True)
@@ -76,38 +74,6 @@ def sampling_covariance(of_perturbed: Tensor, of_control: Tensor, sets: Tensor) 
     ``of_perturbed`` and ``of_control`` are the variances of the two means of each group, ``(groups,)``.
     """
     return of_perturbed.diag() + (sets[:, None] == sets) * of_control
-
-
-def whitened_spectrum(kernel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues of a kernel after whitening the noise, ``(..., groups)``, and the basis.
-
-    Both are ``(groups, groups)``, or one of them a stack. In the basis, changes are independent, with variances of 1
-    from noise.
-    """
-    whitening = torch.linalg.inv(torch.linalg.cholesky(noise))
-    signal, vectors = torch.linalg.eigh(whitening @ kernel @ whitening.mT)
-    return signal.clamp(min=0), vectors.mT @ whitening
-
-
-def log_likelihoods(squares: Tensor, signal: Tensor, ratios: Sequence[float]) -> Tensor:
-    """Return the log likelihoods of ratios of signal to noise, ``(ratios, genes)``, in such a basis.
-
-    More than the first ratio has to gain ``LEAST_GAIN``.
-
-    Parameters
-    ----------
-    squares
-        Squares of changes, relative to the variance of each gene, ``(groups, genes)``.
-    signal
-        Variances of signals of ratio 1, ``(groups, genes)`` or ``(groups, 1)``.
-    ratios
-        Variances of signals to choose from.
-    """
-    found = []
-    for number, ratio in enumerate(ratios):
-        total = ratio * signal + 1
-        found.append(-((squares / total).sum(0) + total.log().sum(0)) / 2 - LEAST_GAIN * (number > 0))
-    return torch.stack(found)
 
 
 def variance_of_sums(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:
