@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from scgen_diffusion.nn import SelfAttention, SubspaceAttention
-from scgen_diffusion.nn._attention import CrossAttention
+from scgen_diffusion.nn._transformer import CrossAttention
 
 WIDTH, N_HEADS = 12, 3
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import layer_norm, silu
 
 from scgen_diffusion.nn import LAYER_NORM_EPS, ModulatedBlock, SelfAttention, SwiGLU, TimeEmbedding
-from scgen_diffusion.nn._blocks import (
+from scgen_diffusion.nn._transformer import (
     patch_position_embedding,
     position_embedding,
 )

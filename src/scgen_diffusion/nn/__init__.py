@@ -1,15 +1,5 @@
 """Layers and networks, shared by all models."""
 
-from ._attention import SelfAttention
-from ._blocks import (
-    LAYER_NORM_EPS,
-    MLP,
-    BlockTrace,
-    HalfTrace,
-    ModulatedBlock,
-    SwiGLU,
-    TimeEmbedding,
-)
 from ._condition_embedding import (
     Classes,
     ConditionEmbedding,
@@ -24,7 +14,6 @@ from ._condition_embedding import (
     null_condition,
     row_masks,
 )
-from ._dit import DiT
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._gene_networks import GeneDiT, GeneMLP
 from ._sets import (
@@ -33,6 +22,17 @@ from ._sets import (
     GeneFactorDecoder,
     GeneQueryDecoder,
     expressed_genes,
+)
+from ._transformer import (
+    LAYER_NORM_EPS,
+    MLP,
+    BlockTrace,
+    DiT,
+    HalfTrace,
+    ModulatedBlock,
+    SelfAttention,
+    SwiGLU,
+    TimeEmbedding,
 )
 from ._unet import GeneUNet
 from ._white_box import SparseCoding, SubspaceAttention, coding_rate, sparsity, subspace_coding_rate

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import pad, silu
 
-from ._attention import SelfAttention
-from ._blocks import MLP, TimeEmbedding, gated_step, patch_position_embedding, zero_modulation
 from ._condition_embedding import ConditionEmbedding
-from ._dit import DiT
+from ._transformer import MLP, DiT, SelfAttention, TimeEmbedding, gated_step, patch_position_embedding, zero_modulation
 from ._white_box import SparseCoding, SubspaceAttention
 
 if TYPE_CHECKING:
@@ -20,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._blocks import BlockTrace
     from ._condition_embedding import ConditionSpec
+    from ._transformer import BlockTrace
 
 
 LARGEST_ACTIVATION = 2**26

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import embedding, linear
 from torch.utils.checkpoint import checkpoint
 
-from ._blocks import LAYER_NORM_EPS, CrossAttentionBlock, TransformerBlock
+from ._transformer import LAYER_NORM_EPS, CrossAttentionBlock, TransformerBlock
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, interpolate, max_pool1d, pad
 
-from ._attention import SelfAttention
-from ._blocks import sines_and_cosines
 from ._condition_embedding import ConditionEmbedding, ConditionSpec
 from ._gene_networks import parts_of
+from ._transformer import SelfAttention, sines_and_cosines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, relu, scaled_dot_product_attention
 
-from ._attention import check_heads, merge_heads, split_heads
+from ._transformer import check_heads, merge_heads, split_heads
 
 if TYPE_CHECKING:
     from torch import Tensor
