@@ -1276,9 +1276,7 @@ class DiffusionModel(BaseModelClass):
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
         if anndata_write_kwargs and not save_anndata:
-            name = next(iter(anndata_write_kwargs))
-            options = known_names(name, ["prefix", "overwrite", "save_anndata"])
-            msg = f"`save` got {name!r}, which only `save_anndata=True` could pass on. {options}"
+            msg = f"`save` takes {[*anndata_write_kwargs]} only with `save_anndata=True`, for anndata."
             raise TypeError(msg)
         folder, prefix = Path(dir_path).expanduser(), prefix or ""
         replaced = check_can_save(folder, prefix, overwrite=overwrite)

@@ -389,7 +389,3 @@ class MULTISCLDM(SCLDM):
 
     def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], obsm: Any = None) -> Any:
         return build_mudata(x, obs, self.modality_vars_, uns, obsm)
-
-    @property
-    def _n_features(self) -> Sequence[int]:
-        return self.module.n_features

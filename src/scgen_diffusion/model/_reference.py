@@ -135,13 +135,10 @@ def stand_in_registry(
     cls: type[BaseModelClass], var_names: Sequence[str], categories: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     """Register made-up cells, at least three of every class, and return their registry."""
-    n_cells = 3 * max([1, *map(len, categories.values())])
-    ones, rows = np.ones(n_cells, np.float32), np.arange(n_cells)
-    codes = {key: rows % len(names) for key, names in categories.items()}
-    obs = {key: pd.Categorical.from_codes(codes[key], categories=list(names)) for key, names in categories.items()}
-    x = sp.csr_matrix((ones, (rows, 0 * rows)), (n_cells, len(var_names)))
-    names = pd.Index([str(cell) for cell in range(n_cells)])
-    cells = AnnData(x, obs=pd.DataFrame(obs, index=names), var=pd.DataFrame(index=pd.Index(list(var_names))))
+    rows = np.arange(3 * max([1, *map(len, categories.values())]))
+    obs = {key: pd.Categorical.from_codes(rows % len(names), list(names)) for key, names in categories.items()}
+    x = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, 0 * rows)), (len(rows), len(var_names)))
+    cells = AnnData(x, obs=pd.DataFrame(obs, index=rows.astype(str)), var=pd.DataFrame(index=list(var_names)))
     cls.setup_anndata(cells, condition_keys=list(categories))
     return registered_manager(cls, cells).registry
 

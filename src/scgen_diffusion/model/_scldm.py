@@ -308,18 +308,13 @@ class SCLDM(AutoencoderModel):
     def _recipe(self, stage: str) -> Recipe:
         recipe = RECIPES[self._recipe_name][stage]
         if stage == "autoencoder" and self._recipe_name == "default":
-            recipe = recipe.for_cells(len(self.train_indices_), self._n_features)
+            recipe = recipe.for_cells(len(self.train_indices_), self.module.n_features)
         if stage == "autoencoder" and self.reference_ is not None:  # keep its KL weight
             return replace(recipe, kl_weight=self.recipes_.get("autoencoder", {}).get("kl_weight", recipe.kl_weight))
         is_first = self._recipe_name == "default" and self.reference_ is None
         if stage == "prior" and is_first and set(self._condition_specs) == {Number()}:
             return recipe.for_numbers()
         return recipe
-
-    @property
-    def _n_features(self) -> Sequence[int]:
-        """Number of features of each modality."""
-        return (self.summary_stats.n_vars,)
 
     def _fit_to_latents(self, cache: LatentCache) -> None:
         """Store library sizes and the scale of the latents, which ``generate`` needs."""
