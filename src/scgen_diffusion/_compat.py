@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+    from collections.abc import Iterator
 
     import lightning.pytorch as pl
     import torch
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from mudata import MuData
     from scvi.data import AnnDataManager
     from scvi.model.base import BaseModelClass
+
+EXIT_CODE_OF_SIGTERM = 143  # as of a shell
 
 
 def respect_thread_limit() -> None:
@@ -48,9 +49,13 @@ def refusing_as_value_error() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def handle_sigterm_by(trainer: pl.Trainer, handler: Callable[[int, FrameType | None], None]) -> None:
-    """Let a function handle SIGTERM while the trainer runs, in place of Lightning's own; no hook runs early enough."""
-    trainer._signal_connector._sigterm_notifier_fn = handler
+def exit_on_sigterm(trainer: pl.Trainer) -> None:
+    """Let SIGTERM end the process while the trainer runs; Lightning would go on, and end as if all were well."""
+    trainer._signal_connector._sigterm_notifier_fn = _exit
+
+
+def _exit(*_: object) -> NoReturn:
+    sys.exit(EXIT_CODE_OF_SIGTERM)
 
 
 def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:

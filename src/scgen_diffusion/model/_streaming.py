@@ -12,7 +12,6 @@ import glob
 import os
 import shutil
 import signal
-import sys
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +23,10 @@ from scvi import settings
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
-from scgen_diffusion._compat import handle_sigterm_by, refusing_as_value_error
+from scgen_diffusion._compat import exit_on_sigterm, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, remove, remove_leftovers, write_atomically
 from scgen_diffusion.data import digest_of, join_parts, part_of, read_record
-from scgen_diffusion.train import EXIT_CODE_OF_SIGTERM, RunOptions, quiet
+from scgen_diffusion.train import RunOptions, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -196,7 +195,7 @@ def write_stream(
             trainer = options.build_trainer(
                 num_nodes=num_nodes, enable_checkpointing=False, inference_mode=False, benchmark=None
             )
-        handle_sigterm_by(trainer, lambda *_: sys.exit(EXIT_CODE_OF_SIGTERM))  # Lightning would go on
+        exit_on_sigterm(trainer)
         if trainer.is_global_zero:
             module.to(trainer.strategy.root_device)
             if not stream.folder.exists():

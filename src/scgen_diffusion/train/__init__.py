@@ -14,7 +14,7 @@ from ._recipes import (
     PriorRecipe,
     Recipe,
 )
-from ._runner import EXIT_CODE_OF_SIGTERM, RunOptions, TrainingProgress, quiet, run_stage, show
+from ._runner import RunOptions, TrainingProgress, quiet, run_stage, show
 from ._stage_data import CellData, EpochBatches, LatentCache, LatentData, StageData, TrainingCells, cache_latents
 
 __all__ = [

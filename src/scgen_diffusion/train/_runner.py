@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import signal
-import sys
 import time
 import warnings
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from tqdm.auto import tqdm
 
-from scgen_diffusion._compat import dump_checkpoint, handle_sigterm_by, parse_device_args, refusing_as_value_error
+from scgen_diffusion._compat import dump_checkpoint, exit_on_sigterm, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_read, read_torch, write_atomically
 
 from ._stage_data import epochs_per_pass
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 PACKAGE = __name__.partition(".")[0]
 
 N_VALIDATIONS = 100
-EXIT_CODE_OF_SIGTERM = 143
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights have single precision
 #: Arguments of Lightning's trainer that are set here. Its limit of time would count a stage as finished.
@@ -205,7 +203,7 @@ def run_stage(
                 show(f"Resuming the {plan.name} after epoch {n_done} of {n_epochs}.")
         plan.module.train()
         plan.is_compiled = options.compile
-        handle_sigterm_by(trainer, lambda *_: sys.exit(EXIT_CODE_OF_SIGTERM))  # a shell would take 0 for success
+        exit_on_sigterm(trainer)
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(plan, data, ckpt_path=start, weights_only=True)
