@@ -21,7 +21,7 @@ from scgen_diffusion.datasets import _loaders as loaders
 from scgen_diffusion.datasets import _originals as originals
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-ADDRESS = f"{originals.SERVER}some/where/{'0' * 40}/data/file.rda"
+ADDRESS = "https://example.org/file.rda"
 ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
 
 CONVERTED = {
@@ -261,5 +261,4 @@ class TestFetch:
         path = originals.fetch(original, tmp_path / "new")
         assert path.read_bytes() == b"right"
         assert asked == [ADDRESS]
-        where = {"repository": "github.com/some/where", "commit": "0" * 40, "path": "data/file.rda"}
-        assert originals.source(original, "A paper") == {**where, "publication": "A paper"}
+        assert originals.source(original, "A paper") == {"url": ADDRESS, "publication": "A paper"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import warnings
 from difflib import SequenceMatcher
 from numbers import Integral, Real
@@ -25,18 +26,14 @@ def is_whole_number(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a finite number that a float can hold, of Python or numpy, but not a boolean."""
-    try:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
+    """Return whether a value is a finite number, of Python or numpy, but not a boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
     """Return the argument ``name`` as an int; raise ValueError unless it is whole and from ``least`` to ``most``."""
     if not is_whole_number(value) or not least <= value <= most:
-        allowed = f"of at least {least}" if most == LARGEST else f"from {least} to {most}"
-        msg = f"`{name}` must be a whole number {allowed}, but found {value!r}."
+        msg = f"`{name}` must be a whole number from {least} to {most}, but found {value!r}."
         raise ValueError(msg)
     return int(value)
 

@@ -101,39 +101,6 @@ def test_log_values_of_which_some_are_whole_or_twenty_pass():
         check_expression(anndata.AnnData(x), None, "log1p")
 
 
-@pytest.mark.parametrize("log", [np.log2, np.log10])
-@pytest.mark.parametrize("total", [None, 1e4])
-def test_logarithms_of_counts_to_other_bases_are_refused(log, total):
-    x = counts(300, 8)
-    x = x if total is None else x / x.sum(1, keepdims=True) * total
-
-    with pytest.raises(ValueError, match=log.__name__.replace("log", r"np\.log.")):
-        check_expression(anndata.AnnData(log(1 + x)), None, "log1p")
-
-
-def not_of_another_base():
-    x, rng = counts(300, 8), np.random.default_rng(0)
-    natural = np.log1p(x / x.sum(1, keepdims=True) * 1e4)
-    return {
-        "natural": natural,
-        "natural of counts": np.log1p(x),
-        "tiny": np.log1p(x / x.sum(1, keepdims=True)),
-        "half precision": natural.astype(np.float16),
-        "three digits": np.round(natural, 3),
-        "scaled": natural / natural.std(0),
-        "regressed": (natural + 0.3 * rng.normal(size=(300, 1))).clip(0),
-        "smoothed": natural @ rng.dirichlet(np.ones(8), 8),
-        "arcsinh": np.arcsinh(x),
-        "without counts": rng.gamma(1, size=x.shape).clip(0, 20),
-        "grid": rng.integers(1, 8, x.shape) / 2,
-    }
-
-
-@pytest.mark.parametrize("x", not_of_another_base().values(), ids=not_of_another_base())
-def test_other_values_are_not_taken_for_logarithms_of_another_base(x):
-    check_expression(anndata.AnnData(x), None, "log1p")
-
-
 @pytest.mark.parametrize(("base", "is_natural"), [(None, True), (np.e, True), (2, False), (np.int64(10), False)])
 def test_logarithms_are_natural_as_scanpy_says_in_uns(base, is_natural, tmp_path):
     adata = anndata.AnnData(counts(50))
@@ -144,7 +111,7 @@ def test_logarithms_are_natural_as_scanpy_says_in_uns(base, is_natural, tmp_path
         lambda: check_expression(anndata.read_h5ad(tmp_path / "cells.h5ad"), None, "log1p"),
         lambda: CellFiles(tmp_path / "cells.h5ad", values="log1p"),
     ):
-        with nullcontext() if is_natural else pytest.raises(ValueError, match=f"base {base}"):
+        with nullcontext() if is_natural else pytest.raises(ValueError, match="base"):
             check()
 
 

@@ -329,7 +329,7 @@ def test_no_generated_cell_is_empty_whatever_the_others(make_trained, cls, optio
         (ValueError, "seed", [2**64, True, -1, 1.5]),
         (TypeError, "condition", ["NK", pd.Series({"cell_type": "NK"})]),
         (TypeError, "sampler", [3, FixedStepSampler]),
-        (TypeError, "library_size", [{"rna": 500}, True, "normal"]),
+        (TypeError, "library_size", [{"rna": 500}, "normal"]),
         (TypeError, "conditions", [{"cell_type": "NK"}]),
     ],
 )

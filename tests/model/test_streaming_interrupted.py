@@ -110,7 +110,7 @@ MOMENTS = {
     "one part": lambda goal: len(parts_of(goal)) == 1,
     "being at a part": lambda goal: any(parts_of(goal, ".part-*")),
     "all parts": lambda goal: len(parts_of(goal)) == N_PARTS,
-    "joining": lambda goal: any(goal.parent.glob(f".{goal.name}.????????.part")),
+    "joining": lambda goal: goal.with_name(f".{goal.name}.part").exists(),
     "having joined": lambda goal: not parts_of(goal, "seed"),
 }
 

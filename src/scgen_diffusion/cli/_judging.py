@@ -147,7 +147,7 @@ def open_files(paths: Sequence[Path], layer: str | None, values: Any) -> Any:
     """Open several files with the layer that ``evaluate`` reads."""
     from scgen_diffusion.data import ComparedFiles, open_anndata_files
 
-    if layer is None and values != "log1p" and COUNTS in open_anndata_files(paths[0])[0].layers:
+    if layer is None and values != "log1p" and COUNTS in open_anndata_files(paths[0])[0].keys("layers"):
         layer = COUNTS
     return ComparedFiles(paths, layer=layer, genes="shared", values=values or "counts")
 

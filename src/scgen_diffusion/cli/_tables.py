@@ -44,7 +44,7 @@ def read_cells(path: Path, *, backed: bool = False) -> Any:
     if path.suffix not in CELLS:
         msg = f"{path}: the name must end in {', '.join(CELLS)}."
         raise click.UsageError(msg)
-    with explain_failed_read(path, f"{path} cannot be read; it is damaged, or has the wrong suffix"):
+    with explain_failed_read(f"{path} cannot be read; it is damaged, or has the wrong suffix"):
         if path.suffix == ".h5ad":
             return anndata.read_h5ad(path, backed="r" if backed else None)
         return anndata.read_zarr(path) if path.suffix == ".zarr" else mudata.read_h5mu(path)
@@ -66,7 +66,7 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     if path.suffix not in TABLES:
         msg = f"{path}: the name of a table must end in {' or '.join(TABLES)}."
         raise click.UsageError(msg)
-    with explain_failed_read(path, f"{path} cannot be read as a table"):
+    with explain_failed_read(f"{path} cannot be read as a table"):
         table = pd.read_csv(path, sep=TABLES[path.suffix], **options)
     return table.drop(columns="Unnamed: 0", errors="ignore")
 

@@ -1,12 +1,11 @@
 """AnnData, MuData and files of cells: checks, conditions, and plain values for saving."""
 
 from ._anndata_file import open_anndata_files
-from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same_registry, read_columns
+from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same_registry
 from ._checks import (
     LARGEST_COUNT,
     LARGEST_LOG1P,
     are_whole_numbers,
-    check_distinct_columns,
     check_expression,
     check_is_anndata,
     check_layer,
@@ -61,8 +60,8 @@ from ._conditions import (
 )
 from ._fold_changes import plant_fold_changes
 from ._gene_names import check_same_genes, pad_genes
-from ._generated import OF_CONTROL, PROVENANCE_KEY, SYNTHETIC, build_anndata, build_mudata, drop_unused_categories
-from ._labels import JOIN, NO_LABEL, as_label, as_labels, join_labels, widen
+from ._generated import OF_CONTROL, PROVENANCE_KEY, build_anndata, build_mudata, drop_unused_categories
+from ._labels import JOIN, NO_LABEL, as_label, as_labels, join_labels
 from ._matrices import Rows, check_storage, check_structure, stack_rows, to_csr
 from ._mudata import (
     JOINED,
@@ -77,7 +76,7 @@ from ._mudata import (
     mudata_of,
     resolve_modalities,
 )
-from ._parts import check_writable, explain_unwritable, join_parts, part_of, read_record
+from ._parts import join_parts, part_of, read_record
 from ._plain import digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import chain
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -17,17 +17,17 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import check_count, known_names, list_first
 
-from ._anndata_file import closing_if_refused, open_anndata_files
+from ._anndata_file import open_anndata_files
 from ._checks import (
     check_names,
     check_natural_logarithms,
     check_not_empty,
     check_rows,
     check_size,
+    check_unique_names,
     check_values,
-    list_some,
 )
 from ._condition_keys import check_array
 from ._condition_setup import (
@@ -44,7 +44,7 @@ from ._condition_setup import (
 from ._conditions import Conditions
 from ._matrices import JoinedMatrix
 from ._registered_cells import digest_of_cells, sampled_rows
-from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
+from ._windows import WINDOW_SIZE, Batches, WindowLoader
 
 if TYPE_CHECKING:
     from ._anndata_file import AnnDataFile
@@ -79,9 +79,6 @@ class CellFiles:
         Likewise.
     window_size
         Cells per window. Memory holds two windows. Larger windows shuffle better and need more memory.
-    block_size
-        Neighbouring cells read together. Smaller blocks shuffle better and read more slowly. Default: 128, or up to 512
-        to match the chunks of the files.
 
     Raises
     ------
@@ -105,8 +102,6 @@ class CellFiles:
     >>> model.train(datamodule=cells)  # doctest: +SKIP
     """
 
-    _is_closed = False
-
     def __init__(
         self,
         paths: Paths,
@@ -121,18 +116,16 @@ class CellFiles:
         unlabeled_category: str | None = None,
         values: Literal["counts", "log1p"] = "counts",
         window_size: int = WINDOW_SIZE,
-        block_size: int | None = None,
     ) -> None:
         self.files: list[AnnDataFile] = []
-        with closing_if_refused(self.close):
-            self._open(paths, window_size, block_size, layer=layer, genes=genes, values=values)
-            if layer is not None and all(layer not in file.layers for file in self.files):
-                msg = f"`layer` {layer!r} is in none of the files, which hold generated cells; leave it out for X."
-                raise KeyError(msg)
+        with ExitStack() as refused:  # a notebook keeps the traceback, and with it open files, which none can mend
+            refused.callback(self.close)
+            self._open(paths, window_size, layer, genes, values)
             setup = ConditionSetup.picked_from(locals())
             cells = self._read_tables(setup.names, setup.continuous_condition_keys)
             setup = setup.checked(cells)
-            self._encode(setup, setup.keys_of(cells), cells)
+            self._register(setup, setup.keys_of(cells), cells)
+            refused.pop_all()
 
     @classmethod
     def like(
@@ -143,7 +136,6 @@ class CellFiles:
         new_values: bool = False,
         condition_embeddings: Mapping[str, pd.DataFrame] | None = None,
         window_size: int = WINDOW_SIZE,
-        block_size: int | None = None,
     ) -> Self:
         """Open files for an existing model, with its layer, genes and conditions.
 
@@ -156,7 +148,7 @@ class CellFiles:
             (:meth:`load_query_data <scgen_diffusion.model.SCLDM.load_query_data>`); else they are errors.
         condition_embeddings
             With ``new_values``: more rows for the model's embedding tables.
-        paths, window_size, block_size
+        paths, window_size
             As in :class:`CellFiles`.
         """
         setup, by_key = ConditionSetup.picked_from(arguments := registry["setup_args"]), registered_keys(registry)
@@ -165,10 +157,9 @@ class CellFiles:
             raise ValueError(msg)
         cells, genes = cls.__new__(cls), list(registered_genes(registry))
         cells.files = []
-        with closing_if_refused(cells.close):
-            cells._open(
-                paths, window_size, block_size, layer=arguments["layer"], genes=genes, values=arguments["values"]
-            )
+        with ExitStack() as refused:
+            refused.callback(cells.close)
+            cells._open(paths, window_size, arguments["layer"], genes, arguments["values"])
             names, numbers, may_be_missing = keys_to_check(by_key)
             found = cells._read_tables(names, numbers)
             check_conditions(found, names, numbers, may_be_missing)
@@ -177,15 +168,14 @@ class CellFiles:
                 tables = setup.without_unlabeled(tables)
                 setup = replace(setup, condition_embeddings=tables)
                 by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
-            cells._encode(setup, by_key, found)
+            cells._register(setup, by_key, found)
+            refused.pop_all()
         return cells
 
     def _open(
         self,
         paths: Paths,
         window_size: int,
-        block_size: int | None,
-        *,
         layer: str | None,
         genes: Sequence[str] | str | None,
         values: Literal["counts", "log1p"],
@@ -196,41 +186,60 @@ class CellFiles:
             self.files += open_anndata_files(path)
         self.var, matrices = matrices_of_genes(self.files, layer, genes)
         self.matrix = JoinedMatrix(matrices)
-        largest = max(matrix.rows_per_chunk for matrix in matrices)
         self.window_size = check_count("window_size", window_size)
-        self.block_size = choose_block_size(largest) if block_size is None else check_count("block_size", block_size)
         self._totals = self._check_cells(matrices)
 
-    def _check_cells(self, matrices: Sequence[FileMatrix]) -> list[np.ndarray]:
-        """Check all values, part by part, and return the row sums of each file."""
+    def _check_cells(self, matrices: Sequence[FileMatrix]) -> np.ndarray:
+        """Check all values, part by part, and return the row sums."""
         found = []
         for file, matrix in zip(self.files, matrices, strict=True):
-            where = file.where(self.layer)
-            check_size(matrix.shape, where)
-            totals = check_values(matrix, where, self.values)
-            if self.values == "log1p":
-                check_natural_logarithms(file.unstructured("log1p"), where)
+            check_size(matrix.shape, matrix.name)
+            totals = check_values(matrix, matrix.name, self.values)
+            if self.values == "log1p" and "log1p" in file.keys("uns"):
+                check_natural_logarithms(file.read("uns", "log1p"), matrix.name)
             if not totals.all():
-                check_not_empty(totals, file.all_names(), where)
+                check_not_empty(totals, file.names, matrix.name)
             found.append(totals)
-        return found
+        return np.concatenate(found)
 
     def _read_tables(self, names: Sequence[str], numbers: Sequence[str]) -> ReadTables:
         """Read columns and arrays of all cells."""
         obsm = read_arrays(self.files, numbers)
-        obs = read_columns(self.files, [name for name in names if name not in obsm])
-        return ReadTables(obs, obsm)
+        return ReadTables(self.read_columns([name for name in names if name not in obsm]), obsm)
 
-    def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:
-        """Encode the conditions of the cells, and register them."""
+    def read_columns(self, names: Iterable[str], kind: str = "condition") -> pd.DataFrame:
+        """Read columns of ``obs``; classes are the union over files, and text becomes classes.
+
+        Classes keep their order if all files have the same ones in the same order, as in ``anndata.concat``.
+
+        Parameters
+        ----------
+        names
+            Names of the columns.
+        kind
+            What the columns are, for messages.
+
+        Raises
+        ------
+        KeyError
+            For a column that a file lacks.
+        """
+        columns = {}
+        for name in names:
+            for file in self.files:
+                if name not in (known := file.keys("obs")):
+                    msg = f"The {kind} key {name!r} is not in obs of {file.name}. {known_names(name, known)}"
+                    raise KeyError(msg)
+            joined = pd.concat([file.column(name) for file in self.files], ignore_index=True)
+            is_text = joined.dtype == object or pd.api.types.is_string_dtype(joined.dtype)
+            columns[name] = joined.astype("category") if is_text else joined
+        return pd.DataFrame(columns, index=pd.RangeIndex(self.n_cells))
+
+    def _register(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:
+        """Encode the conditions, and make the registry that ``setup_anndata`` would, from a cell that is made up."""
         self.by_key = list(by_key)
         self.codes = encode_conditions(cells, by_key)
         """Conditions of the cells, ``(cells, columns)``."""
-        self.registry = self._register(setup)
-        """Registry to build a model from, in place of cells in memory."""
-
-    def _register(self, setup: ConditionSetup) -> dict[str, Any]:
-        """Return the registry that ``setup_anndata`` would make of the same cells, from one that is made up."""
         one, codes, name = np.ones((1, len(self.var)), np.float32), np.zeros((1, self.codes.shape[1])), pd.Index(["0"])
         conditions = Conditions.from_codes(self.by_key, codes)
         cell = anndata.AnnData(
@@ -245,10 +254,10 @@ class CellFiles:
         fields = [LayerField(REGISTRY_KEYS.X_KEY, self.layer), ConditionField(setup, self.by_key)]
         manager = AnnDataManager(fields=fields, setup_method_args=made_by)
         manager.register_fields(cell)
-        registry = dict(manager.registry)
-        expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]
+        self.registry = dict(manager.registry)
+        """Registry to build a model from, in place of cells in memory."""
+        expression = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]
         expression["state_registry"]["n_obs"] = expression["summary_stats"]["n_cells"] = self.n_cells
-        return registry
 
     @property
     def n_cells(self) -> int:
@@ -256,15 +265,17 @@ class CellFiles:
         return self.matrix.shape[0]
 
     @cached_property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells."""
+        return pd.Index(np.concatenate([file.names for file in self.files]))
+
+    @cached_property
     def digest(self) -> str:
         """Digest of the cells' names and values."""
-        self.check()
-        names = chain.from_iterable(file.names() for file in self.files)
-        return digest_of_cells(names, self._totals, self.matrix.read(sampled_rows(self.n_cells)))
+        return digest_of_cells(self.obs_names, self._totals, self.matrix.read(sampled_rows(self.n_cells)))
 
     def close(self) -> None:
         """Close the files, so that they can be replaced. Their cells cannot be read afterwards."""
-        self._is_closed = True
         for file in self.files:
             file.close()
 
@@ -272,18 +283,9 @@ class CellFiles:
         """Return the files themselves, which do not change, so that models can be copied."""
         return self
 
-    def check(self) -> None:
-        """Raise ValueError if the files were closed or replaced."""
-        if self._is_closed:
-            msg = "The files were closed; open them again with `CellFiles.like(model.registry, paths)`."
-            raise ValueError(msg)
-        for file in self.files:
-            file.check_unchanged()
-
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
-        self.check()
-        obs = read_columns(self.files, names, kind="match")
+        obs = self.read_columns(names, kind="match")
         check_conditions(ReadTables(obs, {}), names, kind="match")
         return obs
 
@@ -299,9 +301,8 @@ class CellFiles:
         batches
             Seed, epoch and process of a training stage; default: ``indices`` in order.
         """
-        self.check()
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-        sizes = {"block_size": self.block_size, "window_size": self.window_size}
+        sizes = {"block_size": self.matrix.block_size, "window_size": self.window_size}
         return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> anndata.AnnData:
@@ -318,7 +319,7 @@ class CellFiles:
             The cells, in the order of ``indices``.
         """
         rows = check_rows(indices, self.n_cells)
-        names, values = self.names(rows), self.read_values(rows)
+        names, values = self.obs_names[rows], self.read_values(rows)
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows])
         layers = {} if self.layer is None else {self.layer: values.copy()}  # X may be normalised in place
@@ -327,16 +328,8 @@ class CellFiles:
 
     def read_values(self, rows: np.ndarray) -> Rows:
         """Read expression ``(cells, genes)``, sparse or dense as stored, in the order of the row numbers."""
-        self.check()
         distinct, positions = np.unique(rows, return_inverse=True)
         return self.matrix.read(distinct)[positions]
-
-    def names(self, rows: np.ndarray) -> pd.Index:
-        """Read the names of cells, in the order of their row numbers."""
-        self.check()
-        distinct, positions = np.unique(rows, return_inverse=True)
-        of_files = zip(self.files, self.matrix.split(distinct), strict=True)
-        return pd.Index(list(chain.from_iterable(file.names_of(own) for file, own in of_files)))[positions]
 
     def __repr__(self) -> str:
         names, conditions = ", ".join(file.name for file in self.files), [key.name for key in self.by_key]
@@ -350,28 +343,15 @@ class ComparedFiles(CellFiles):
     Values are checked as they are read, so that cells without counts, and logarithms, are allowed as in one file.
     """
 
-    def _check_cells(self, matrices: Sequence[FileMatrix]) -> list[np.ndarray]:
-        return []
+    def _check_cells(self, matrices: Sequence[FileMatrix]) -> np.ndarray:
+        return np.zeros(0)
 
 
 def list_paths(paths: Paths) -> list[Path]:
-    """Return the paths of one or several files.
-
-    Raises
-    ------
-    TypeError
-        If one is no path.
-    ValueError
-        If there are none, or if two existing ones lead to the same file.
-    """
+    """Return the paths of one or several files; raise ValueError if there are none."""
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
-    listed = [Path(path).expanduser() for path in given]
-    if not listed:
+    if not (listed := [Path(path).expanduser() for path in given]):
         msg = "`paths` is empty; name at least one file."
-        raise ValueError(msg)
-    resolved = [path.resolve() for path in listed]
-    if repeated := [path for path in resolved if resolved.count(path) > 1]:
-        msg = f"`paths` names the same file twice: {repeated[0]}."
         raise ValueError(msg)
     return listed
 
@@ -379,7 +359,7 @@ def list_paths(paths: Paths) -> list[Path]:
 ARGUMENTS = ("values", "modalities", "layer", "layers", "control_values")  # that cells and their model share
 
 
-# --- genes and columns of several files -------------------------------------------------------------------------------
+# --- genes and arrays of several files --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -392,7 +372,7 @@ class ReadTables:
 
 
 def matrices_of_genes(
-    files: Sequence[AnnDataFile], layer: str | None, genes: Sequence[str] | str | None
+    files: Sequence[AnnDataFile], layer: str | None, genes: Sequence[str] | Literal["shared"] | None
 ) -> tuple[pd.DataFrame, list[FileMatrix]]:
     """Return the table of the genes to use, and their values in a layer, or X, of each file.
 
@@ -403,85 +383,36 @@ def matrices_of_genes(
     ValueError
         For values that cannot be read, and for genes that a file lacks or has twice.
     """
-    matrices, tables = [file.matrix(layer) for file in files], [file.var for file in files]
-    first = tables[0].index
-    is_shared = isinstance(genes, str) and genes == "shared"
-    if isinstance(genes, str) and not is_shared:
-        msg = f"`genes` must be a list of names, 'shared' or None, but found {genes!r}."
-        raise TypeError(msg)
-    wanted = None if is_shared else first if genes is None else pd.Index(check_names(genes, "genes"))
-    for names, where in ((wanted, "`genes`"), *((t.index, file.name) for file, t in zip(files, tables, strict=True))):
-        if names is not None and not names.is_unique:
-            repeated = list_some(names[names.duplicated()].unique())
-            msg = f"{where} has genes that occur more than once: {repeated}. Make their names unique."
+    tables = [file.read("var") for file in files]
+    names = [pd.Index(table.index.astype(str)) for table in tables]
+    for file, own in zip(files, names, strict=True):
+        check_unique_names(own, f"var_names of {file.name}")
+    if isinstance(genes, str) and genes == "shared":
+        wanted = reduce(lambda shared, own: shared[shared.isin(own)], names)
+    else:
+        wanted = names[0] if genes is None else pd.Index(check_names(genes, "genes"))
+        check_unique_names(wanted, "`genes`")
+    matrices = []
+    for file, own in zip(files, names, strict=True):
+        place = own.get_indexer(wanted)
+        if (place < 0).any() or (genes is None and len(own) > len(wanted)):
+            differ = list_first(wanted[place < 0].append(own.difference(wanted)))
+            msg = f"`genes` differ from those of {file.name}: {differ}. Try `genes='shared'`, or list some."
             raise ValueError(msg)
-    if wanted is None:
-        wanted = first[np.logical_and.reduce([first.isin(table.index) for table in tables])]
-    if not len(wanted):
-        msg = "`genes`: the files have no gene in common. Do all use the same kind of gene names?"
-        raise ValueError(msg)
-    for file, table, matrix in zip(files, tables, matrices, strict=True):
-        place = table.index.get_indexer(wanted)
-        missing, more = wanted[place < 0], table.index.difference(wanted, sort=False)
-        if len(missing) or (genes is None and len(more)):
-            found = f"{file.name} lacks {list_some(missing)} of those to use, and has {list_some(more)} others"
-            msg = f"`genes`: {found}. Use those of all files with `genes='shared'`, or list some."
-            raise ValueError(msg)
-        matrix.columns = None if np.array_equal(place, np.arange(len(table))) else place
-    return tables[0].loc[wanted], matrices
-
-
-def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], kind: str = "condition") -> pd.DataFrame:
-    """Read columns of ``obs`` of all files and join them; classes are the union over files, and text becomes classes.
-
-    Classes keep their order if all files have the same ones in the same order, as in ``anndata.concat``.
-
-    Parameters
-    ----------
-    files
-        The files.
-    names
-        Names of the columns.
-    kind
-        What the columns are, for messages.
-
-    Raises
-    ------
-    KeyError
-        For a column that a file lacks.
-    """
-    columns = {}
-    for name in names:
-        if missing := [file for file in files if name not in file.columns]:
-            msg = f"The {kind} key {name!r} is not in obs of {missing[0].name}. {known_names(name, missing[0].columns)}"
-            raise KeyError(msg)
-        parts = [file.column(name) for file in files if file.n_cells]  # pandas warns of empty ones
-        joined = pd.concat(parts or [files[0].column(name)], ignore_index=True)
-        is_text = joined.dtype == object or pd.api.types.is_string_dtype(joined.dtype)
-        columns[name] = joined.astype("category") if is_text else joined
-    return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))
+        columns = None if np.array_equal(place, np.arange(len(own))) else place
+        matrices.append(replace(file.matrix(layer), columns=columns))
+    return tables[0].set_axis(names[0]).loc[wanted], matrices
 
 
 def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read those of the named arrays of ``obsm`` that the first file has, and join them.
-
-    Raises
-    ------
-    KeyError
-        For an array that another file lacks.
-    ValueError
-        For a name that is also a column of ``obs``, and for arrays that do not fit each other.
-    """
+    """Read those of the named arrays of ``obsm`` that the first file has, and join them; all must be like the first."""
     arrays = {}
-    for name in (name for name in names if name in files[0].arrays):
+    for name in (name for name in names if name in files[0].keys("obsm")):
         for file in files:
-            if name not in file.arrays:
-                msg = f"The condition key {name!r} is not in obsm of {file.name}. {known_names(name, file.arrays)}"
-                raise KeyError(msg)
-            if name in file.columns:
-                msg = f"The condition key {name!r} is in obs and in obsm of {file.name}; rename one of them."
+            if name not in file.keys("obsm") or name in file.keys("obs"):
+                msg = f"The condition key {name!r} must be in obsm, and not in obs, of {file.name}."
                 raise ValueError(msg)
-        parts = [check_array(name, file.array(name)) for file in files]
+        parts = [check_array(name, file.read("obsm", name)) for file in files]
         if len(widths := {part.shape[1] for part in parts}) > 1:
             msg = f"The files have different numbers of columns of obsm[{name!r}]: {sorted(widths)}."
             raise ValueError(msg)

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scvi import settings
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import check_count, known_names, list_first
 
 from ._matrices import check_structure, chunk_sums, chunks, to_csr
 
@@ -24,10 +24,6 @@ LARGEST_LOG1P = 20.0  # log1p of half a billion; no common normalisation gives m
 LARGEST_COUNT = 2**24  # up to which float32 holds all whole numbers
 LARGEST_SEED = 2**63 - 1  # largest that files can hold
 N_CELLS_CHECKED = 2_000  # to distinguish counts from logarithms
-N_CELLS_OF_BASE = 64  # of each part, to find the base of logarithms
-LARGEST_MULTIPLE = 10  # of the smallest count, for larger ones rounding matters
-OFF_WHOLE = 0.005  # by which multiples may differ from whole numbers, as values in files may have four digits
-N_NAMED = 5  # examples in an error message
 COUNTS_ADVICE = "Give the layer with raw counts as `layer=...`, or set `values='log1p'` for log-normalised values."
 
 
@@ -42,7 +38,7 @@ def check_expression(
         If there is no such layer.
     ValueError
         For duplicate genes, values that are NaN, infinite or negative, fractional counts, logarithms that are integers,
-        too large or not natural, and cells without any count.
+        too large or not natural by ``uns["log1p"]``, and cells without any count.
     """
     where = check_layer(adata, layer)
     check_shape(adata, where)
@@ -66,20 +62,9 @@ def are_whole_numbers(matrix: Any) -> bool:
 
 
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
-    """Return the name of a layer for messages.
-
-    Raises
-    ------
-    KeyError
-        If there is no such layer.
-    TypeError
-        If ``layer`` is not a name.
-    """
+    """Return the name of a layer for messages; raise KeyError if there is no such layer."""
     if layer is None:
         return f"{owner}.X"
-    if not isinstance(layer, str):
-        msg = f"`layer` must be the name of a layer, or None for {owner}.X, but found {type(layer).__name__}."
-        raise TypeError(msg)
     if layer not in adata.layers:
         msg = f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, layer_names(adata))}"
         raise KeyError(msg)
@@ -105,14 +90,9 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
     ------
     KeyError
         If there is no such column.
-    TypeError
-        If ``key`` is a list.
     ValueError
         If there are several of this name.
     """
-    if isinstance(key, list):
-        msg = f"Name one column of `{name}.obs`, but found {key!r}. To use several, join them in one column first."
-        raise TypeError(msg)
     if key not in cells.obs:
         msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"
         raise KeyError(msg)
@@ -161,8 +141,6 @@ def check_values(
             msg = f"{where} holds {wrong}"
             raise ValueError(msg)
         all_whole = all_whole and (values == "counts" or not _fractions(stored).size)
-        if values == "log1p":
-            _check_base(chunk, where)
         totals.append(chunk_sums(chunk))
     if values == "log1p" and all_whole:
         msg = f"{where} holds whole numbers only, like counts, not log-normalised values. Set `values='counts'`."
@@ -174,16 +152,14 @@ def _wrong_values(stored: np.ndarray, values: str, advice: str) -> str:
     """Say which of some values are wrong; "" if none."""
     if stored.dtype.kind not in "biuf":
         return f"values of type {stored.dtype}, but numbers are needed."
-    if (bad := ~np.isfinite(stored)).any():
-        return f"{bad.sum()} values that are NaN or infinite; every value must be finite."
+    if not np.isfinite(stored).all():
+        return "values that are NaN or infinite; every value must be finite."
     least, most = float(stored.min(initial=0)), float(stored.max(initial=0))
+    if least < 0:
+        return f"negative values (smallest {least:.4g}); give the {values} before scanpy.pp.scale, or their layer."
     if values == "log1p":
-        if least < 0:
-            return f"negative values (smallest {least:.4g}); give values before scanpy.pp.scale, or their layer."
         too_large = f"values up to {most:.4g}, too large for logarithms. Did you mean `values='counts'`?"
         return too_large if most > LARGEST_LOG1P else ""
-    if least < 0:
-        return f"negative values (smallest {least:.4g}); counts cannot be negative. {advice}"
     if (fractions := _fractions(stored)).size:
         return f"values that are not whole numbers (for example {fractions[0]:.4g}), but needs counts. {advice}"
     if most > LARGEST_COUNT:
@@ -205,33 +181,6 @@ def check_natural_logarithms(log1p: Any, where: str) -> None:
         raise ValueError(msg)
 
 
-def _check_base(x: sp.csr_matrix | np.ndarray, where: str) -> None:
-    """Raise if values ``(cells, genes)`` are logarithms of counts to the base 2 or 10, not natural ones.
-
-    The counts of a cell are whole-number multiples of its smallest one. Logarithms that are read with another base than
-    their own give other multiples; values that are no logarithms of counts do so with each base.
-    """
-    some = x[np.unique(np.linspace(0, x.shape[0] - 1, N_CELLS_OF_BASE).astype(int))]
-    some = np.asarray(some.toarray() if sp.issparse(some) else some, dtype=float)
-    some = some[(some % 1 > 0).any(1)]  # whole numbers are logarithms of whole numbers to any whole base
-    smallest = np.where(some > 0, some, np.inf).min(1, keepdims=True)
-
-    def multiples(base: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the multiples as whole numbers, zero if large, and by how much those of each cell are off."""
-        values, least = (np.expm1(part * np.log(base)) for part in (some, smallest))
-        ratios = np.where(values < (LARGEST_MULTIPLE + 0.5) * least, values / least, 0)
-        return np.round(ratios), np.abs(ratios - np.round(ratios)).max(1, initial=0)
-
-    off_natural = multiples(np.e)[1]
-    for base in (2, 10):
-        whole, off = multiples(base)
-        can_tell = (whole > 1).any(1)
-        fits = can_tell & (off < OFF_WHOLE) & (10 * off < off_natural)
-        if fits.sum() > max(2, can_tell.sum() / 10):
-            msg = f"{where} holds logarithms to the base {base}, but models need natural ones: times np.log({base})."
-            raise ValueError(msg)
-
-
 def check_names(names: Sequence[str] | None, argument: str) -> list[str]:
     """Return names as a list, empty for None; raise TypeError for anything but a list of names."""
     if names is None:
@@ -247,25 +196,23 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
     """Raise if the values of any cell add up to zero."""
     empty = totals == 0
     if empty.any():
-        msg = f"{where} has cells without any count: {list_some(names[empty])}. Remove them (scanpy.pp.filter_cells)."
+        msg = f"{where} has cells without any count: {list_first(names[empty])}. Remove them (scanpy.pp.filter_cells)."
         raise ValueError(msg)
 
 
 def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
-    """Raise unless there are cells and genes, whose names are unique texts, and columns of ``var`` are unique."""
+    """Raise unless there are cells and genes, whose names are unique texts."""
     check_size(adata.shape, where)
     if numbers := [name for name in adata.var_names if not isinstance(name, str)]:
         msg = f"{owner}.var_names must be text, but found {numbers[0]!r}; convert them: .astype(str)."
         raise ValueError(msg)
     check_unique_names(adata.var_names, f"{owner}.var_names")
-    check_distinct_columns(adata.var.columns, f"{owner}.var")
 
 
 def check_unique_names(names: pd.Index, where: str) -> None:
-    """Raise if two cells or genes have the same name; ``where`` is ``adata.obs_names`` or ``adata.var_names``."""
+    """Raise if two cells or genes have the same name; ``where`` says which, such as ``adata.var_names``."""
     if not names.is_unique:
-        repeated = list_some(names[names.duplicated()].unique())
-        msg = f"{where} has duplicates: {repeated}. Call {where}_make_unique() first."
+        msg = f"{where} has duplicates: {list_first(names[names.duplicated()].unique())}. Make the names unique."
         raise ValueError(msg)
 
 
@@ -312,11 +259,3 @@ def resolve_seed(seed: int | None) -> int:
     if seed is None:
         return int(np.random.default_rng().integers(2**31))
     return check_count("seed", seed, least=0, most=LARGEST_SEED)
-
-
-def list_some(names: pd.Index) -> str:
-    """Return the number of names with the first few."""
-    if not len(names):
-        return "none"
-    listed = ", ".join(map(repr, names[:N_NAMED]))
-    return f"{len(names)} ({listed}{', ...' if len(names) > N_NAMED else ''})"

@@ -9,9 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion._arguments import warn_user
+from scgen_diffusion._arguments import list_first, warn_user
 
-from ._checks import check_unique_names, layer_names, list_some
+from ._checks import check_unique_names, layer_names
 from ._matrices import check_storage
 
 if TYPE_CHECKING:
@@ -19,28 +19,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PAD_ADVICE = "Use adata[:, model.get_var_names()], or `prepare_query_anndata`, which fills in zeros."
 SMALLEST_SHARE = 0.8  # of a model's genes, as in scvi-tools; fewer give a warning
 
 
-def check_same_genes(
-    found: pd.Index,
-    expected: pd.Index,
-    *,
-    to_order: str = "Use adata[:, model.get_var_names()].",
-    to_pad: str = "`prepare_query_anndata` fills in zeros; the page on matching genes says what that does.",
-) -> None:
-    """Raise unless ``found`` holds the ``expected`` genes in the same order, with advice how to order or pad them."""
+def check_same_genes(found: pd.Index, expected: pd.Index, owner: str = "adata", advice: str = PAD_ADVICE) -> None:
+    """Raise unless ``found``, of the cells' ``owner``, holds the ``expected`` genes in the same order."""
     if list(found) == list(expected):
         return
-    if not found.is_unique:
-        msg = f"Genes occur more than once: {list_some(found[found.duplicated()].unique())}."
-        raise ValueError(msg)
-    missing, extra = expected.difference(found, sort=False), found.difference(expected, sort=False)
-    msg = "The genes are those of the model in another order."
-    if len(missing) or len(extra):
-        found = f"{list_some(missing)} missing, {list_some(extra)} unknown"
-        msg = f"The genes differ from the {len(expected)} of the model: {found}."
-    msg = f"{msg} {to_pad if len(missing) else to_order}"
+    check_unique_names(found, f"{owner}.var_names")
+    missing, unknown = expected.difference(found, sort=False), found.difference(expected, sort=False)
+    differ = f"{len(missing)} are missing ({list_first(missing)}), {len(unknown)} are unknown ({list_first(unknown)})"
+    msg = f"{owner}.var_names must be the model's, in its order: {differ}. {advice}"
     raise ValueError(msg)
 
 
@@ -64,16 +54,14 @@ def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
     logger.info(msg)
     if shared.mean() < SMALLEST_SHARE:
         warn_user(f"{msg} Below {SMALLEST_SHARE:.0%} the results may be poor.")
-    ones = (np.ones(shared.sum(), dtype="float32"), (place[shared], shared.nonzero()[0]))
-    selection = sp.csr_matrix(ones, shape=(adata.n_vars, len(wanted)))
 
     def select(matrix: Any) -> Any:
+        """Return the wanted columns; for those that are missing, -1, one of zeros that is added as the last."""
         check_storage(matrix, "A matrix of adata")
+        zeros = np.zeros((adata.n_obs, 1), dtype=matrix.dtype)
         if sp.issparse(matrix):
-            return sp.csr_matrix(matrix @ selection.astype(matrix.dtype))
-        chosen = np.zeros((adata.n_obs, len(wanted)), dtype=matrix.dtype)
-        chosen[:, shared] = matrix[:, place[shared]]  # also of dask, and of types that SciPy lacks
-        return chosen
+            return sp.hstack([matrix, sp.csr_matrix(zeros)], format="csr")[:, place]
+        return np.hstack([matrix, zeros])[:, place]
 
     source = adata.to_memory() if adata.isbacked else adata
     return AnnData(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import h5py
 import numpy as np
 import scipy.sparse as sp
+import zarr
 from anndata.abc import CSCDataset, CSRDataset
 
 from scgen_diffusion._files import explain_failed_read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Sequence
 
 Rows: TypeAlias = np.ndarray | sp.csr_matrix
 CHUNK = 4096  # rows checked together, so that backed files are never read whole
+BLOCK_SIZE, LARGEST_BLOCK = 128, 512  # a window of the usual size mixes at least 32 blocks
 LARGEST_GAP = 16  # gaps of at most so many rows are read and dropped instead of skipped
 
 
@@ -49,28 +50,19 @@ def check_storage(matrix: Any, where: str) -> None:
         msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
         raise ValueError(msg)
     if isinstance(matrix, CSCDataset):
-        msg = f"{where} is backed by a file that stores it by columns (CSC). Read it into memory: `adata.to_memory()`."
+        msg = f"{where} is stored in a file by columns (CSC), which is slow to read. Write it by rows: `.tocsr()`."
         raise ValueError(msg)
 
 
 def check_structure(matrix: Any, where: str) -> None:
     """Raise if rows or columns of a sparse matrix in memory point outside of it: SciPy trusts them, and crashes."""
-    if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
-        checked_sparse(type(matrix), (matrix.data, matrix.indices, matrix.indptr), matrix.shape, where)
-
-
-def checked_sparse(kind: Any, arrays: tuple[Any, Any, Any], shape: tuple[int, int], where: str) -> Any:
-    """Build a sparse matrix of data, indices and ends of rows; raise unless these fit each other and the shape."""
-    try:
-        matrix = kind(arrays, shape=shape)
+    if not (sp.issparse(matrix) and matrix.format in ("csr", "csc")):
+        return
+    with explain_failed_read(f"{where} is damaged"):
         matrix.check_format()
-        error = "the ends of its rows fall" if (np.diff(arrays[2]) < 0).any() else ""  # unseen if the last one is zero
-    except ValueError as found:
-        error = str(found)
-    if error:
-        msg = f"{where} is damaged: {error}."
-        raise ValueError(msg)
-    return matrix
+        if (np.diff(matrix.indptr) < 0).any():  # which SciPy does not see if the last one is zero
+            msg = "the ends of its rows fall"
+            raise ValueError(msg)
 
 
 def row_sums(matrix: Any, where: str) -> np.ndarray:
@@ -86,7 +78,7 @@ def exceeds_one(matrix: Any, where: str) -> bool:
 def chunks(matrix: Any, where: str) -> Iterator[np.ndarray | sp.csr_matrix]:
     """Yield consecutive rows, sparse ones with one value per place."""
     check_storage(matrix, where)
-    matrix = in_file(matrix, where) or matrix
+    matrix = FileMatrix(matrix, where) if is_in_file(matrix) else matrix
     for start in range(0, matrix.shape[0], CHUNK):
         chunk = matrix[start : start + CHUNK]
         if not sp.issparse(chunk):
@@ -104,133 +96,80 @@ def chunk_sums(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
     return np.asarray(chunk.astype(np.float32, copy=False).sum(axis=1, dtype=np.float64)).ravel()
 
 
-def in_file(matrix: Any, name: str) -> FileMatrix | None:
-    """Return a reader of the matrix of an AnnData if it is backed by a file."""
-    if isinstance(matrix, h5py.Dataset):
-        return FileMatrix(matrix, name)
-    return FileMatrix(matrix.group, name) if isinstance(matrix, CSRDataset) else None
+def is_in_file(matrix: Any) -> bool:
+    """Return whether the matrix of an AnnData stays in its file."""
+    return isinstance(matrix, h5py.Dataset | zarr.Array | CSRDataset)
 
 
-def naming_file(element: Any) -> AbstractContextManager[None]:
-    """Name the file in an error of reading one of its elements."""
-    path = (
-        element.file.filename if isinstance(element, h5py.Group | h5py.Dataset) else getattr(element, "store_path", "")
-    )
-    return explain_failed_read(path, f"{path} cannot be read, as {getattr(element, 'name', 'it')} is damaged")
-
-
-def read_part(array: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Read consecutive entries of an array in a file."""
-    with naming_file(array):
-        return np.asarray(array[start:stop])
-
-
+@dataclass(frozen=True)
 class FileMatrix:
-    """A dense or CSR matrix in an HDF5 file or zarr store, read by rows.
+    """A matrix in a file, read by rows.
 
     Parameters
     ----------
-    element
-        Element of the file: an array, or a group with ``data``, ``indices`` and ``indptr``.
+    matrix
+        The array, or anndata's reader of a sparse matrix.
     name
-        Name of the matrix in error messages.
-    check_unchanged
-        Raises if the file was replaced.
-
-    Attributes
-    ----------
+        Its name in error messages.
     columns
         Columns to read, in order; None for all.
-
-    Raises
-    ------
-    ValueError
-        For a matrix that is stored by columns.
     """
 
-    def __init__(self, element: Any, name: str, check_unchanged: Callable[[], None] = lambda: None) -> None:
-        self.element, self.name, self.check_unchanged = element, name, check_unchanged
-        self.columns: np.ndarray | None = None
-        self.is_sparse = not hasattr(element, "dtype")
-        if self.is_sparse and element.attrs["encoding-type"] != "csr_matrix":
-            kind = element.attrs["encoding-type"]
-            msg = f"{name} is stored as {kind!r}, from which single cells cannot be read. Write it by rows: `.tocsr()`."
-            raise ValueError(msg)
-        stored = element.attrs["shape"] if self.is_sparse else element.shape
-        self.stored_shape = (int(stored[0]), int(stored[1]))
+    matrix: h5py.Dataset | zarr.Array | CSRDataset
+    name: str
+    columns: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Number of cells and of columns read."""
-        return self.stored_shape[0], self.stored_shape[1] if self.columns is None else len(self.columns)
+        n_cells, n_columns = self.matrix.shape
+        return n_cells, n_columns if self.columns is None else len(self.columns)
 
     def __getitem__(self, rows: slice) -> Rows:
         """Read consecutive rows."""
-        start, stop, _ = rows.indices(self.shape[0])
-        read = self._read_sparse(start, stop) if self.is_sparse else read_part(self.element, start, stop)
+        with explain_failed_read(f"{self.name} is damaged, or its file was closed"):
+            read = self.matrix[rows]
+        check_structure(read, self.name)
         return read if self.columns is None else read[:, self.columns]
-
-    def read(self, rows: np.ndarray) -> Rows:
-        """Read rows in ascending order."""
-        parts = np.split(rows, np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1)
-        try:
-            return stack_rows([self._select(part) for part in parts])
-        finally:
-            self.check_unchanged()  # also if the new file cannot be read
 
     @property
     def rows_per_chunk(self) -> float:
         """Approximate number of rows in a chunk of the file; 0 if it is not chunked."""
-        array = self.element["data"] if self.is_sparse else self.element
+        array = self.matrix.group["data"] if isinstance(self.matrix, CSRDataset) else self.matrix
         per_chunk = (getattr(array, "shards", None) or array.chunks or (0,))[0]
         return per_chunk * self.shape[0] / max(array.shape[0], 1)
 
-    @cached_property
-    def _arrays(self) -> tuple[Any, Any, np.ndarray]:
-        """Values and columns of a sparse matrix, opened once, and the ends of its rows in memory (8 bytes per row)."""
-        data, indices, ends = (self.element[name] for name in ("data", "indices", "indptr"))
-        return data, indices, read_part(ends).astype(np.int64)
-
-    def _select(self, rows: np.ndarray) -> Rows:
-        read = self[int(rows[0]) : int(rows[-1]) + 1]
-        return read if read.shape[0] == len(rows) else read[rows - rows[0]]
-
-    def _read_sparse(self, start: int, stop: int) -> sp.csr_matrix:
-        data, indices, ends = self._arrays
-        ends = ends[start : stop + 1]
-        low, high = int(ends[0]) if start else 0, int(ends[-1])
-        data, indices = (read_part(array, low, high) for array in (data, indices))
-        shape = (stop - start, self.stored_shape[1])
-        return checked_sparse(sp.csr_matrix, (data, indices, ends - low), shape, self.name)
-
 
 class JoinedMatrix:
-    """Several matrices, stacked by rows.
+    """Matrices in files, stacked by rows.
 
     Parameters
     ----------
     parts
-        Matrices with the same columns: a :class:`FileMatrix` of each file, or its modalities side by side.
+        Matrices with the same columns.
     """
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = list(parts)
-        self.ends = np.cumsum([part.shape[0] for part in parts])
+    def __init__(self, parts: Sequence[FileMatrix]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *(part.shape[0] for part in parts)])
+        self.shape = int(self.starts[-1]), parts[0].shape[1]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Number of cells and columns."""
-        return int(self.ends[-1]), self.parts[0].shape[1]
+    def block_size(self) -> int:
+        """Number of neighbouring rows to read together, to match the chunks of the files."""
+        rows_per_chunk = max(part.rows_per_chunk for part in self.parts)
+        return int(np.clip(np.ceil(rows_per_chunk), BLOCK_SIZE, LARGEST_BLOCK))
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows in ascending order."""
-        return stack_rows([part.read(own) for part, own in zip(self.parts, self.split(rows), strict=True) if len(own)])
-
-    def split(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Split ascending row numbers into those of each part, counted within it."""
-        starts = [0, *self.ends[:-1]]
-        of_parts = np.split(rows, np.searchsorted(rows, self.ends[:-1]))
-        return [own - start for own, start in zip(of_parts, starts, strict=True)]
+        read = []
+        of_parts = np.split(rows, np.searchsorted(rows, self.starts[1:-1]))
+        for part, start, own in zip(self.parts, self.starts[:-1], of_parts, strict=True):
+            for run in np.split(own - start, np.flatnonzero(np.diff(own) > LARGEST_GAP) + 1):
+                if len(run):
+                    found = part[int(run[0]) : int(run[-1]) + 1]
+                    read.append(found if found.shape[0] == len(run) else found[run - run[0]])
+        return stack_rows(read)
 
 
 def stack_rows(parts: Sequence[Rows]) -> Rows:

@@ -16,7 +16,7 @@ from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import BaseAnnDataField
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import known_names, list_first
 
 from ._checks import (
     check_layer,
@@ -24,7 +24,6 @@ from ._checks import (
     check_shape,
     check_unique_names,
     check_values,
-    list_some,
     values_in,
 )
 from ._gene_names import check_same_genes
@@ -58,13 +57,10 @@ class Modality:
 
 
 def check_is_mudata(mdata: object) -> None:
-    """Raise for anything but MuData in memory."""
+    """Raise for anything but MuData."""
     if not isinstance(mdata, MuData):
-        msg = f"`setup_mudata` takes MuData in memory, but found {type(mdata).__name__}."
+        msg = f"`mdata` must be MuData, but found {type(mdata).__name__}."
         raise TypeError(msg)
-    if mdata.isbacked:
-        msg = "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`."
-        raise ValueError(msg)
 
 
 def resolve_modalities(
@@ -83,40 +79,31 @@ def resolve_modalities(
     KeyError
         For unknown modalities and layers.
     ValueError
-        For no modality, a repeated one, an unknown likelihood, and MuData that shares features instead of cells.
+        For no modality, an unknown likelihood, and as in :func:`check_modalities`.
     """
-    if mdata.axis != 0:
-        msg = f"The MuData's modalities must share cells (axis 0), but they share axis {mdata.axis}."
-        raise ValueError(msg)
     known, allowed = list(mdata.mod), get_args(ModalityLikelihood)
     listed = list(modalities) if isinstance(modalities, Mapping) else modalities
     names = known if listed is None else check_names(listed, "modalities")
-    if not names or len(set(names)) < len(names):
-        msg = f"`modalities` must name at least one modality, and each once, but found {names}."
+    if not names:
+        msg = "`modalities` must name at least one modality."
         raise ValueError(msg)
     if isinstance(layers, Mapping) and (unknown := [name for name in layers if name not in names]):
         msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], names)}"
         raise KeyError(msg)
     chosen = {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
-    given = modalities if isinstance(modalities, Mapping) else {}
-    likelihoods: dict[str, str] = {}
-    for name in names:
-        likelihood = given.get(name)
+    given = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names)
+    for name, likelihood in given.items():
         if name not in known:
             msg = f"There is no modality {name!r} in the MuData. {known_names(name, known)}"
             raise KeyError(msg)
         if likelihood not in (None, *allowed):
             msg = f"`modalities[{name!r}]` is {likelihood!r}. {known_names(likelihood, allowed)}"
             raise ValueError(msg)
-        if "/" in name:
-            msg = f"The modality {name!r} has a '/', which names in .h5mu files cannot have. Rename it."
-            raise ValueError(msg)
-        where, values = check_layer(mdata[name], chosen[name], f"mdata[{name!r}]"), values_in(mdata[name], chosen[name])
-        # check_modalities refuses other values later
-        has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
-        is_binary = has_numbers and not exceeds_one(values, where)
-        likelihoods[name] = likelihood or ("bernoulli" if is_binary else "negative_binomial")
-    return likelihoods, chosen
+    check_modalities(mdata, given, chosen)
+    for name, likelihood in given.items():
+        is_binary = not exceeds_one(values_in(mdata[name], chosen[name]), name)
+        given[name] = likelihood or ("bernoulli" if is_binary else "negative_binomial")
+    return given, chosen
 
 
 # --- modalities as one matrix ---------------------------------------------------------------------------------------
@@ -150,8 +137,7 @@ class ModalitiesField(BaseAnnDataField):
         check_modalities(mdata, self.likelihoods, self.layers, are_known=True)
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
-        """Join the modalities' values and record their features."""
-        check_modalities(mdata, self.likelihoods, self.layers)
+        """Join the modalities' values, which were checked, and record their features."""
         return self._join(
             mdata, {n: Modality(list(mdata[n].var_names.astype(str)), k) for n, k in self.likelihoods.items()}
         )
@@ -222,9 +208,8 @@ def check_modalities(
     KeyError
         If there is no such layer.
     ValueError
-        For a modality without cells, features or counts, or that shares no cell with another; for duplicate names,
-        values that are not counts (for a Bernoulli, 0 or 1), cells that the MuData does not list, and cells without any
-        count.
+        For a modality without cells or features, or that shares no cell with another; for duplicate names, values that
+        are not counts (for a Bernoulli, 0 or 1), and cells without any count.
     """
     if are_known:
         likelihoods = {name: kind for name, kind in likelihoods.items() if name in mdata.mod}
@@ -236,9 +221,6 @@ def check_modalities(
         where = check_layer(adata, layer, owner)
         check_shape(adata, where, owner)
         check_unique_names(adata.obs_names, f"{owner}.obs_names")
-        if unlisted := len(adata.obs_names.difference(mdata.obs_names)):
-            msg = f"{owner} has {unlisted} cells that mdata.obs does not list; call mdata.update() first."
-            raise ValueError(msg)
         others = [mdata[other].obs_names for other in likelihoods if other != name]
         if others and not are_known and not any(adata.obs_names.isin(cells).any() for cells in others):
             msg = f"No cell of {owner} is in another modality. A cell must have the same name in every modality."
@@ -249,15 +231,12 @@ def check_modalities(
             raise ValueError(msg)
         advice = f"Give the layer with raw counts as `layers={{{name!r}: ...}}`; models of MuData need counts."
         found = check_values(matrix, where, "counts", advice)
-        if not are_known and not found.any():
-            msg = f"{where} holds no counts; leave the modality out, or give the layer with its counts."
-            raise ValueError(msg)
         if likelihood == "bernoulli" and exceeds_one(matrix, where):
             msg = f"{where} holds values above 1, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
             raise ValueError(msg)
         totals[adata.obs_names] += found
     if (totals == 0).any():
-        msg = f"Some cells have no count in any of {list(likelihoods)}: {list_some(totals.index[totals == 0])}."
+        msg = f"Some cells have no count in any of {list(likelihoods)}: {list_first(totals.index[totals == 0])}."
         raise ValueError(msg)
 
 
@@ -276,12 +255,8 @@ def check_same_features(mdata: MuData, modalities: Mapping[str, Modality]) -> No
         msg = f"The MuData has none of the model's modalities {list(modalities)}; it has {list(mdata.mod)}."
         raise ValueError(msg)
     for name in present:
-        try:
-            features, to_order = pd.Index(modalities[name].features), "Order them by `model.modalities`."
-            check_same_genes(mdata[name].var_names, features, to_order=to_order, to_pad="All of them are needed.")
-        except ValueError as error:
-            msg = f"Modality {name!r}: {error}"
-            raise ValueError(msg) from error
+        features, advice = pd.Index(modalities[name].features), "`model.modalities` has all of them in order."
+        check_same_genes(mdata[name].var_names, features, f"mdata[{name!r}]", advice)
 
 
 def mudata_of(modalities: Mapping[str, AnnData]) -> MuData:

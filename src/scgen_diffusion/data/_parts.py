@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from scgen_diffusion._files import explain_failed_read, is_of_system
+from scgen_diffusion._files import explain_failed_read
 
 from ._generated import drop_unused_categories
 
@@ -36,29 +35,6 @@ CELLS_PER_CHUNK = 64  # minimum; random access, such as annbatch's, reads whole 
 VALUES_PER_CHUNK = 2**16  # minimum
 GZIP = {"compression": "gzip", "compression_opts": 1}
 INT32_MAX = np.iinfo(np.int32).max
-
-
-@contextmanager
-def explain_unwritable(what: str) -> Iterator[None]:
-    """Raise TypeError, with the reason and the place that anndata gives, for what it cannot write to a file."""
-    try:
-        yield
-    except Exception as error:
-        if is_of_system(error):
-            raise
-        where = re.sub(r" of <class.*?>", "", " ".join(getattr(error, "__notes__", ())))
-        msg = f"{what} cannot be written to a file: {error} ({where}) Convert, rename or remove it."
-        raise TypeError(msg) from error
-
-
-def check_writable(obs: pd.DataFrame, *, to_zarr: bool = False) -> None:
-    """Raise TypeError for columns that anndata cannot write, to .h5ad or also to .zarr, before any cells are made."""
-    folders = [name for name in obs if to_zarr and "/" in str(name)]
-    with explain_unwritable("obs"), h5py.File(io.BytesIO(), "w") as root:
-        if folders:
-            msg = f"the name of the column {folders[0]!r} would be a folder."
-            raise ValueError(msg)
-        write_elem(root, "obs", obs)
 
 
 def part_of(cells: AnnData) -> memoryview:
@@ -116,7 +92,7 @@ def join_parts(
 def _read(parts: Sequence[Path], name: str) -> Iterator[Any]:
     """Read one element of each part."""
     for part in parts:
-        with explain_failed_read(part, f"{part} is damaged. Remove it and run the same call again"):
+        with explain_failed_read(f"{part} is damaged. Remove it and run the same call again"):
             with h5py.File(part, "r") as root:
                 element = read_elem(root[name])
         yield element

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from scgen_diffusion._compat import was_set_up_last
 
-from ._anndata_file import NAMES_AT_A_TIME
 from ._checks import check_layer, check_not_empty, check_values
 from ._condition_setup import (
     CONDITIONS,
@@ -25,9 +23,10 @@ from ._condition_setup import (
     registered_keys,
 )
 from ._gene_names import check_same_genes
-from ._matrices import Rows, dense, in_file, row_sums
+from ._matrices import FileMatrix, JoinedMatrix, Rows, dense, is_in_file, row_sums
 from ._mudata import JOINED
-from ._windows import WindowLoader, batch_of, choose_block_size
+from ._plain import digest_of
+from ._windows import WindowLoader, batch_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -72,18 +71,18 @@ class GivenCells:
     @property
     def digest(self) -> str:
         """Digest of the cells' names and values."""
-        names, sampled = self.cells.obs_names, self.read(sampled_rows(self.n_cells))
-        parts = (names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
-        return digest_of_cells(parts, [row_sums(self.matrix, VALUES)], sampled)
+        totals = row_sums(self.matrix, VALUES)
+        return digest_of_cells(self.obs_names, totals, self.read(sampled_rows(self.n_cells)))
 
-    def names(self, rows: np.ndarray) -> pd.Index:
-        """Return the names of cells, in the order of their row numbers."""
-        return self.cells.obs_names[rows]
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells."""
+        return self.cells.obs_names
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read the values of cells with ascending row numbers."""
-        matrix = in_file(self.matrix, VALUES)
-        return self.matrix[rows] if matrix is None else matrix.read(rows)
+        matrix = self.matrix
+        return JoinedMatrix([FileMatrix(matrix, VALUES)]).read(rows) if is_in_file(matrix) else matrix[rows]
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return a batch of cells in memory."""
@@ -94,9 +93,9 @@ class GivenCells:
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return a loader of the cells, in the order of ``batches`` or ``indices``; it reads files by windows."""
         rows = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-        if (matrix := in_file(self.matrix, VALUES)) is not None:
-            block_size = choose_block_size(matrix.rows_per_chunk)
-            return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=block_size)
+        if is_in_file(self.matrix):
+            matrix = JoinedMatrix([FileMatrix(self.matrix, VALUES)])
+            return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=matrix.block_size)
         order = BatchSampler(range(len(rows)), batch_size, drop_last=False) if batches is None else batches
         workers = {"num_workers": settings.dl_num_workers, "persistent_workers": settings.dl_persistent_workers}
         own = torch.Generator() if batches is None else None  # reading leaves torch's random state alone
@@ -194,22 +193,16 @@ def evenly(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
 
 
-def digest_of_cells(names: Iterable[Sequence[str]], totals: Iterable[np.ndarray], sampled: Rows) -> str:
+def digest_of_cells(names: pd.Index, totals: np.ndarray, sampled: Rows) -> str:
     """Return a digest of cells that does not depend on how they are split or stored.
 
     Parameters
     ----------
     names
-        Names of all cells, in consecutive parts.
+        Names of all cells.
     totals
-        Row sums in double precision, in consecutive parts.
+        Row sums in double precision.
     sampled
         Values of the cells that :func:`sampled_rows` chooses.
     """
-    digest = hashlib.sha256()
-    for part in names:
-        digest.update("".join(f"{name}\n" for name in part).encode())
-    for sums in totals:
-        digest.update(sums.tobytes())
-    digest.update(np.ascontiguousarray(dense(sampled)).tobytes())
-    return digest.hexdigest()
+    return digest_of("\n".join(map(str, names)), totals, dense(sampled))

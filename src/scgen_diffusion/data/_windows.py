@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._matrices import FileMatrix, JoinedMatrix, Rows
+    from ._matrices import JoinedMatrix, Rows
 
 WINDOW_SIZE = 16_384
-BLOCK_SIZE = 128
-LARGEST_BLOCK = WINDOW_SIZE // 32  # a window mixes at least 32 blocks
 
 
 class Batches(Protocol):
@@ -67,7 +65,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        matrix: FileMatrix | JoinedMatrix,
+        matrix: JoinedMatrix,
         codes: np.ndarray,
         indices: np.ndarray,
         batch_size: int,
@@ -132,8 +130,3 @@ def batch_of(x: Rows, codes: np.ndarray) -> dict[str, Tensor]:
     """Return expression and conditions of cells by their names in the registry."""
     batch = {REGISTRY_KEYS.X_KEY: torch.from_numpy(dense(x))}
     return batch | {CONDITIONS: torch.from_numpy(codes.astype(np.float32))} if codes.shape[1] else batch
-
-
-def choose_block_size(rows_per_chunk: float) -> int:
-    """Return the block size for a file with so many rows per chunk."""
-    return int(np.clip(np.ceil(rows_per_chunk), BLOCK_SIZE, LARGEST_BLOCK))

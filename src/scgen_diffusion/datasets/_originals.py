@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 DATA_DIR_VARIABLE = "SCGEN_DIFFUSION_DATA_DIR"
 REGISTRY = Path(__file__).with_name("registry.txt")
-SERVER = "https://raw.githubusercontent.com/"  # followed by owner/repository/commit/path
 
 
 def published_files(data_dir: str | os.PathLike[str] | None = None) -> pooch.Pooch:
@@ -31,10 +30,7 @@ def published_files(data_dir: str | os.PathLike[str] | None = None) -> pooch.Poo
 
 def source(name: str, publication: str) -> dict[str, str]:
     """Describe the origin of a file, in a form that h5ad and zarr can store."""
-    address = published_files().get_url(name).removeprefix(SERVER)
-    owner, repository, commit, path = address.split("/", maxsplit=3)
-    where = {"repository": f"github.com/{owner}/{repository}", "commit": commit, "path": path}
-    return {**where, "publication": publication}
+    return {"url": published_files().get_url(name), "publication": publication}
 
 
 def fetch(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:

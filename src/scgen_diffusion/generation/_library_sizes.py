@@ -40,43 +40,32 @@ def resolve_library_size(
     if not largest:
         return _check_totals(library_size, n_cells)
     if not isinstance(library_size, Mapping):
-        msg = (
-            f"`library_size` must be a mapping from modality ({', '.join(largest)}) to numbers, but found "
-            f"{type(library_size).__name__}."
-        )
+        msg = f"`library_size` must map modalities ({', '.join(largest)}) to numbers, but found {library_size!r:.60}."
         raise TypeError(msg)
     totals = np.full((n_cells, len(largest)), np.nan, dtype=np.float32)
     for name, sizes in library_size.items():
         if name not in largest:
             msg = f"`library_size` names the modality {name!r}. {known_names(name, list(largest))}"
             raise ValueError(msg)
-        checked = _check_totals(sizes, n_cells, f"library_size[{name!r}]")
-        if np.max(checked) >= largest[name]:
-            msg = (
-                f"`library_size[{name!r}]` must be below the number of features ({largest[name]}), which are 0 or 1, "
-                f"but found {np.max(checked):g}."
-            )
-            raise ValueError(msg)
-        totals[:, list(largest).index(name)] = checked
+        most = min(largest[name] - 1, LARGEST_COUNT)  # of features that are 0 or 1, some must be 0
+        totals[:, list(largest).index(name)] = _check_totals(sizes, n_cells, f"library_size[{name!r}]", most)
     return totals
 
 
-def _check_totals(library_size: Any, n_cells: int, name: str = "library_size") -> np.ndarray:
+def _check_totals(
+    library_size: Any, n_cells: int, name: str = "library_size", most: float = LARGEST_COUNT
+) -> np.ndarray:
     """Return one total per cell."""
     try:
-        totals = None if library_size is None else np.asarray(library_size, dtype=float)
-    except OverflowError:  # a whole number that no float can hold
-        totals = np.array(np.inf)
-    except (TypeError, ValueError):
-        totals = None
-    if totals is None or isinstance(library_size, bool):
-        msg = f"`{name}` must be one number or one per cell, but found {library_size!r}."
-        raise TypeError(msg)
-    if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
+        totals = np.asarray(library_size, dtype=float)
+    except (OverflowError, TypeError, ValueError) as error:
+        msg = f"`{name}` must be one number or one per cell, but found {library_size!r:.60}."
+        raise TypeError(msg) from error
+    if totals.shape not in ((), (n_cells,)):
         msg = f"`{name}` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
         raise ValueError(msg)
-    is_allowed = (totals >= 1) & (totals <= LARGEST_COUNT)
+    is_allowed = (totals >= 1) & (totals <= most)
     if not is_allowed.all():
-        msg = f"`{name}` must be at least 1 and at most {LARGEST_COUNT:,}, but found {totals[~is_allowed][0]}."
+        msg = f"`{name}` must be at least 1 and at most {most:,}, but found {totals[~is_allowed][0]}."
         raise ValueError(msg)
     return np.broadcast_to(totals.astype(np.float32), n_cells)

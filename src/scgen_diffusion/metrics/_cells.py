@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -27,7 +26,6 @@ from scgen_diffusion.data import (
     layer_of,
     make_indexable,
     obs_column,
-    read_columns,
     to_csr,
     values_in,
 )
@@ -240,7 +238,8 @@ def _log_base_of_files(cells: CellFiles, name: str) -> float | None:
     """Return the base of the logarithms, None for counts; raise unless all files have the same one."""
     bases = {}
     for file in cells.files:
-        entry = file.unstructured("log1p") if cells.layer is None else None
+        has_logs = cells.layer is None and "log1p" in file.keys("uns")
+        entry = file.read("uns", "log1p") if has_logs else None
         base = np.e if cells.values == "log1p" else None
         bases[file.name] = base if entry is None else _log_base(entry, file.matrix(None), name)
     if len({*bases.values()}) > 1:
@@ -292,11 +291,10 @@ class Source:
         check_genes(found, genes, name)
         columns = slice(None) if found.equals(genes) else found.get_indexer(genes)
         if isinstance(cells, CellFiles):
-            cells.check()
             read_rows, log_base = cells.read_values, _log_base_of_files(cells, name)
-            names = pd.Index(chain.from_iterable(file.all_names() for file in cells.files))
+            names = cells.obs_names
             if groupby is not None:
-                cells = AnnData(obs=read_columns(cells.files, as_list(groupby), kind="groupby").set_axis(names))
+                cells = AnnData(obs=cells.read_columns(as_list(groupby), kind="groupby").set_axis(names))
         else:
             # read once, because a view of an AnnData copies its values on every access
             matrix, log_base = matrix_of(cells, layer, name, is_generated=name not in REAL)

@@ -327,7 +327,7 @@ class DiffusionModel(BaseModelClass):
             self.train_indices_ = self.validation_indices_ = self.test_indices_ = self.split_digest_ = None
 
     def _digest_of_names(self) -> str:
-        return digest_of("\n".join(map(str, self._cells.names(np.arange(self._cells.n_cells)))))
+        return digest_of("\n".join(map(str, self._cells.obs_names)))
 
     @classmethod
     def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
@@ -541,7 +541,8 @@ class DiffusionModel(BaseModelClass):
         how = replace(how, enable_progress_bar=how.is_first_process() and how.enable_progress_bar)
         try:
             self._take_cells(datamodule)
-            self._cells.check()
+            if self._file_cells is None:
+                self._cells.check()
             self._split(*shares)
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 if not self.trained_stages_:
@@ -1231,7 +1232,7 @@ class DiffusionModel(BaseModelClass):
             start += len(x)
             if isinstance(source, GivenCells) and (where := source.where):  # files were checked when they were opened
                 totals = check_values(x.numpy(), where, self._input_values, ADVICE_ON_COUNTS)
-                check_not_empty(totals, source.names(batch), where)
+                check_not_empty(totals, source.obs_names[batch], where)
             yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, batch
 
     # --- saving -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from pandas.api.types import infer_dtype
 from tqdm.auto import tqdm
 
@@ -20,11 +21,11 @@ from scgen_diffusion.data import (
     CellFiles,
     GivenCells,
     check_order,
-    check_writable,
     digest_of,
     drop_unused_categories,
     have_labels,
     keys_to_check,
+    part_of,
     stack_rows,
 )
 from scgen_diffusion.generation import (
@@ -186,7 +187,7 @@ class ControlCells:
     @property
     def names(self) -> pd.Index:
         """Their names."""
-        return self.source.names(np.arange(len(self.own)))
+        return self.source.obs_names
 
 
 @dataclass
@@ -223,18 +224,12 @@ class Prediction(Job):
         """Number of cells."""
         return len(self.given.own)
 
-    def identify(self, suffix: str) -> dict[str, Any]:
-        """Return what the cells depend on, the given cells included.
-
-        Raises
-        ------
-        TypeError
-            For columns of ``obs`` that a file of the predictions cannot have.
-        """
+    def identify(self) -> dict[str, Any]:
+        """Return what the cells depend on, the given cells included. Raise for ``obs`` that anndata cannot write."""
         given, of_obs = self.given, ""
         if self.obs is not None:
             obs = self.obs.set_axis(self.obs.index.astype(object).rename(None))  # the file has other names of cells
-            check_writable(obs, to_zarr=suffix == ".zarr")
+            part_of(AnnData(obs=obs))
             of_obs = digest_of(list(obs), pd.util.hash_pandas_object(obs, index=False).to_numpy())
         return {**self.identity, "adata_control": digest_of(given.source.digest, given.own, of_obs)}
 
@@ -281,7 +276,7 @@ class Prediction(Job):
         """
         given, conditions, cut = self.given, self.engine.conditions, slice(rows.start, rows.stop)
         own, codes = given.own[cut], given.codes[cut]
-        cells = given.source.names(np.array(rows))
+        cells = given.source.obs_names[cut]
         names = pd.Index([f"{self.name}-{row}-{cell}" for row, cell in zip(rows, cells, strict=True)])
         obs = conditions.to_obs(own, names) if self.obs is None else self.obs.iloc[cut].set_axis(names)
         new = conditions.to_obs(codes, names)
@@ -325,7 +320,7 @@ def control_cells(conditions: Conditions, source: GivenCells | CellFiles, condit
     if any(1 < len(values) < len(own) for _, values in requested.given):
         msg = f"`condition` must have one value for all cells, or one for each of {len(own)} cells, in each key."
         raise ValueError(msg)
-    check_order({"`condition`": condition}, lambda: source.names(np.arange(len(own))), CELL_NAMES)
+    check_order({"`condition`": condition}, lambda: source.obs_names, CELL_NAMES)
     codes = requested.all()
     return ControlCells(source, condition, requested, own, np.where(codes == OPEN, own, codes))
 

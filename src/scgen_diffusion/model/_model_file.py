@@ -16,7 +16,6 @@ from scgen_diffusion._files import explain_failed_read, read_torch, sync, write_
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     JOINED,
-    explain_unwritable,
     expression_state,
     to_array,
     to_plain,
@@ -111,7 +110,7 @@ def read_model_file(dir_path: str | os.PathLike[str], prefix: str | None) -> Mod
 
 def name_damaged_file(path: Path) -> AbstractContextManager[None]:
     """Name the file in an error of its contents, or of the system."""
-    return explain_failed_read(path, f"{path} is damaged, or no file of this package")
+    return explain_failed_read(f"{path} is damaged, or no file of this package")
 
 
 def init_options(init_params: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,16 +179,15 @@ def write_model(content: dict[str, Any], path: Path) -> None:
 
 def write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) -> None:
     """Write the cells; MuData without its copy of all counts, which loading makes again."""
-    with explain_unwritable("`save_anndata` is True, but the cells"):
-        if isinstance(cells, AnnData):
-            anndata.io.write_h5ad(path, cells, **options)  # the method would make backed cells those of this file
-            return
-        joined = cells.obsm.pop(JOINED, None)
-        try:
-            cells.write_h5mu(path, **options)
-        finally:
-            if joined is not None:
-                cells.obsm[JOINED] = joined
+    if isinstance(cells, AnnData):
+        anndata.io.write_h5ad(path, cells, **options)  # the method would make backed cells those of this file
+        return
+    joined = cells.obsm.pop(JOINED, None)
+    try:
+        cells.write_h5mu(path, **options)
+    finally:
+        if joined is not None:
+            cells.obsm[JOINED] = joined
 
 
 def find_cells(cells: AnnData | MuData | bool | None, model_file: Path) -> AnnData | MuData | None:

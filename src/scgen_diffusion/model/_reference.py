@@ -98,7 +98,7 @@ def read_weights(path: Path) -> Weights:
     ValueError
         If it is damaged, or holds more than plain values and tensors.
     """
-    with explain_failed_read(path, f"{path} is damaged or not a file of weights"):
+    with explain_failed_read(f"{path} is damaged or not a file of weights"):
         path.open("rb").close()  # safetensors does not say why it cannot open a file
         content = load_file(path) if path.suffix == ".safetensors" else read_torch(path)
         weights = content.get("state_dict", content)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import exit_on_sigterm, refusing_as_value_error
-from scgen_diffusion._files import explain_failed_write, remove, remove_leftovers, write_atomically
+from scgen_diffusion._files import explain_failed_write, remove, write_atomically
 from scgen_diffusion.data import digest_of, join_parts, part_of, read_record
 from scgen_diffusion.train import RunOptions, quiet
 
@@ -184,7 +184,7 @@ def write_stream(
     size = job.engine.round_to_blocks(check_count("shard_size", shard_size))
     rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
     seed = settings.seed if seed is None else seed
-    identity = {**job.identify(goal.suffix), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
+    identity = {**job.identify(), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
     stream = Stream(goal, identity, rows, overwrite)
     if not stream.is_joined():
         place = module.device
@@ -216,7 +216,6 @@ def write_stream(
             raise KeyboardInterrupt from end
         finally:
             module.to(place)
-    remove_leftovers(goal)
     for parts in goal.parent.glob(f".{glob.escape(goal.name)}.{'?' * N_DIGITS}.parts"):  # of all requests for this file
         remove(parts)
     return goal

@@ -195,9 +195,7 @@ def run_stage(
         )
         start = path if path is not None and path.exists() else None
         if start is not None:
-            with explain_failed_read(
-                start, f"The checkpoint {start} is damaged, or is none of this package; remove it"
-            ):
+            with explain_failed_read(f"The checkpoint {start} is damaged, or is none of this package; remove it"):
                 n_done = read_torch(start)["n_epochs_done"]
             if options.enable_progress_bar:
                 show(f"Resuming the {plan.name} after epoch {n_done} of {n_epochs}.")
