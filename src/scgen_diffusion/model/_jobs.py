@@ -41,7 +41,6 @@ from scgen_diffusion.perturbation import ProfileSums, add_sums
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from anndata import AnnData
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes
@@ -94,8 +93,8 @@ class Job(ABC):
         n_cells = None if self.is_uniform else self.n_cells
         return f"{self.engine.name}-{digest_of(sorted(self.identity.items()), self.request.seed, n_cells)[:N_DIGITS]}"
 
-    def identify(self, suffix: str) -> dict[str, Any]:
-        """Return the identity of a file of these cells, whose name has this ``suffix``."""
+    def identify(self) -> dict[str, Any]:
+        """Return the identity of a file of these cells."""
         return self.identity
 
     def resume(self, seed: int, identity: dict[str, Any]) -> None:
