@@ -1,13 +1,5 @@
 """The mathematics of diffusion: paths, targets, losses, conditioning, guidance and samplers. Knows nothing of cells."""
 
-from ._conditioning import (
-    CONDITION_STRATEGIES,
-    Additive,
-    ConditionColumns,
-    ConditionStrategy,
-    Joint,
-    MutuallyExclusive,
-)
 from ._count_draws import (
     check_finite,
     counterfactual_counts,
@@ -17,7 +9,17 @@ from ._count_draws import (
 )
 from ._coupling import optimal_pairs
 from ._denoiser import TARGETS, Denoiser, Target, diffusion_loss, spike_and_slab_mean
-from ._guidance import Guidance, GuidanceScale, GuidedField
+from ._guidance import (
+    CONDITION_STRATEGIES,
+    Additive,
+    ConditionColumns,
+    ConditionStrategy,
+    Guidance,
+    GuidanceScale,
+    GuidedField,
+    Joint,
+    MutuallyExclusive,
+)
 from ._paths import (
     LinearInterpolant,
     Masking,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,46 +37,22 @@ LARGEST_WEIGHT = 20.0
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ProfileSummary:
-    """Frequency and level of expression of each gene.
+def summarise_profiles(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return each gene's share of cells that express it, of batches of profiles ``(cells, genes)`` that are read once.
 
-    Parameters
-    ----------
-    frequency
-        Share of cells that express the gene, ``(genes,)``.
-    expressed_mean, expressed_std
-        Mean and standard deviation of its value in these cells, ``(genes,)``; for genes without such cells, the mean
-        over all genes and 0.
-    smallest
-        Smallest value above zero.
+    After it come mean and standard deviation of its value in these cells, each ``(genes,)``; for genes without such
+    cells, the mean over all genes and 0. Last comes the smallest value above zero.
     """
-
-    frequency: Tensor
-    expressed_mean: Tensor
-    expressed_std: Tensor
-    smallest: Tensor
-
-    @classmethod
-    def of(cls, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> ProfileSummary:
-        """Summarise batches of profiles ``(cells, genes)``, read once, for a module on ``device``."""
-        n_cells, sums, smallest = 0, torch.zeros(1), torch.tensor(torch.inf)
-        for profile in batches:
-            x = profile.cpu().double()
-            sums = sums + torch.stack([(x > 0).sum(0), x.sum(0), x.square().sum(0)])
-            n_cells += len(x)
-            smallest = torch.minimum(smallest, x.where(x > 0, torch.inf).min())
-        n_expressed, total, squares = sums
-        mean = (total / n_expressed).where(n_expressed > 0, total.sum() / n_expressed.sum())
-        variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)
-        parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest)
-        return cls(*(part.float().to(device) for part in parts))
-
-    def moments(self, zero: float) -> tuple[Tensor, Tensor]:
-        """Return each gene's mean and standard deviation over all cells, with zeros replaced by ``zero``."""
-        p, distance = self.frequency, self.expressed_mean - zero
-        variance = p * self.expressed_std.square() + p * (1 - p) * distance.square()
-        return zero + p * distance, variance.sqrt()
+    n_cells, sums, smallest = 0, torch.zeros(1), torch.tensor(torch.inf)
+    for profile in batches:
+        x = profile.cpu().double()
+        sums = sums + torch.stack([(x > 0).sum(0), x.sum(0), x.square().sum(0)])
+        n_cells += len(x)
+        smallest = torch.minimum(smallest, x.where(x > 0, torch.inf).min())
+    n_expressed, total, squares = sums
+    mean = (total / n_expressed).where(n_expressed > 0, total.sum() / n_expressed.sum())
+    variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)
+    return (n_expressed / n_cells).float(), mean.float(), variance.clamp(min=0).sqrt().float(), smallest.float()
 
 
 class RegressionNetwork(nn.Module):
@@ -229,31 +204,33 @@ class ProfileModule(GeneSpaceModule):
         cut = smallest / 2 if self.architecture.zero_value is None else 0.0
         return torch.where(profile <= cut, 0.0, profile)  # NaN stays, to be detected later
 
-    def _summarise(self, batches: Iterable[Tensor]) -> ProfileSummary:
-        return ProfileSummary.of((log_profile(x, self.input_values) for x in batches), self.shift.device)
+    def _summarise(self, batches: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        summary = summarise_profiles(log_profile(x, self.input_values) for x in batches)
+        return tuple(part.to(self.shift.device) for part in summary)
 
     def start_from(self, batches: Iterable[Tensor]) -> None:
         """Set scale, smallest value and the distribution of each gene from training cells.
 
         They are batches of expression ``(cells, genes)``, which are read once.
         """
-        summary, zero = self._summarise(batches), self.architecture.zero_value or 0.0
-        if self.architecture.scaling == "gene":
-            mean, std = summary.moments(zero)
-            self.shift.copy_(mean)
-            self.scale.copy_(std.clamp(min=SMALLEST_SCALE))
-        self.smallest_value.copy_(summary.smallest)
+        (frequency, mean, std, smallest), zero = self._summarise(batches), self.architecture.zero_value or 0.0
+        if self.architecture.scaling == "gene":  # to the mean and standard deviation of all values, zeros included
+            distance = mean - zero
+            variance = frequency * std.square() + frequency * (1 - frequency) * distance.square()
+            self.shift.copy_(zero + frequency * distance)
+            self.scale.copy_(variance.sqrt().clamp(min=SMALLEST_SCALE))
+        self.smallest_value.copy_(smallest)
         for network in self.both_networks:
             network.start_from(
                 spike=(zero - self.shift) / self.scale,
-                frequency=summary.frequency,
-                mean=(summary.expressed_mean - self.shift) / self.scale,
-                std=summary.expressed_std / self.scale,
+                frequency=frequency,
+                mean=(mean - self.shift) / self.scale,
+                std=std / self.scale,
             )
 
     def include(self, batches: Iterable[Tensor]) -> None:
         """Let the smallest value be that of further training cells, if they have smaller ones."""
-        self.smallest_value.clamp_(max=self._summarise(batches).smallest)
+        self.smallest_value.clamp_(max=self._summarise(batches)[-1])
 
     def whole_cells(self, x: Tensor) -> Tensor:
         """Return the data of cells ``x (cells, genes)``."""
