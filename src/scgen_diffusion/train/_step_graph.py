@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N_WARM_UPS = 3  # steps before recording, in which libraries choose their kernels
-TOLERANCE = 1e-2  # relative difference of a replay from the step itself; rounding is a thousandth of it
 
 
 class StepGraph:
@@ -40,7 +39,7 @@ class StepGraph:
     Raises
     ------
     RuntimeError
-        If the step cannot be recorded, or its replay differs.
+        If the step cannot be recorded.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class StepGraph:
         with torch.cuda.stream(side):
             for _ in range(N_WARM_UPS):
                 self.generator.set_state(start)
-                expected = _norms(*step())
+                step()
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         self._graph.register_generator_state(self.generator)
@@ -72,12 +71,6 @@ class StepGraph:
             losses, self._gradients = step()
         self._losses = {name: loss.detach() for name, loss in losses.items()}
         self.generator.set_state(start)
-        self.replay(batch)
-        found = _norms(self._losses, self._gradients)
-        self.generator.set_state(start)
-        if not torch.allclose(found, expected, rtol=TOLERANCE, equal_nan=True):
-            msg = f"A replay differs: loss and norm of the gradient are {found.tolist()}, not {expected.tolist()}."
-            raise RuntimeError(msg)
 
     def fits(self, batch: Mapping[str, Tensor]) -> bool:
         """Return whether a batch has the shapes of the recorded one."""
@@ -94,9 +87,3 @@ class StepGraph:
         """Give the parameters the gradients of the last replay."""
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-
-
-def _norms(losses: Mapping[str, Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
-    """Return the loss and the norm of all gradients."""
-    norms = [gradient.norm() for gradient in gradients if gradient is not None]
-    return torch.stack([losses["loss"].detach(), torch.stack(norms).norm()])
