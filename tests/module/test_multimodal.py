@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from scgen_diffusion.diffusion import Generators
-from scgen_diffusion.module import ModalityPanel, MultimodalModule, SCLDMArchitecture
+from scgen_diffusion.module import MultimodalModule, SCLDMArchitecture
 from scgen_diffusion.module._library_size import MultimodalLibrarySize
 from scgen_diffusion.nn import Classes
 
-PANELS = [ModalityPanel(6, "negative_binomial"), ModalityPanel(4, "bernoulli"), ModalityPanel(3, "negative_binomial")]
+PANELS = [(6, "negative_binomial"), (4, "bernoulli"), (3, "negative_binomial")]
 
 
 @pytest.fixture

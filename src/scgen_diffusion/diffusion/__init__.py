@@ -7,7 +7,6 @@ from ._count_draws import (
     draw_negative_binomial,
     keep_molecules,
 )
-from ._coupling import optimal_pairs
 from ._denoiser import TARGETS, Denoiser, Target, diffusion_loss, spike_and_slab_mean
 from ._guidance import (
     CONDITION_STRATEGIES,
@@ -27,6 +26,7 @@ from ._paths import (
     VariancePreserving,
     expand_like,
     expand_time,
+    optimal_pairs,
     with_masked,
 )
 from ._random import Generators, block_size, sample_seed

@@ -32,7 +32,7 @@ from scgen_diffusion.data import (
     resolve_seed,
     savable_columns,
 )
-from scgen_diffusion.module import ModalityPanel, MultimodalModule
+from scgen_diffusion.module import MultimodalModule
 
 from ._encoding import check_scale, gene_columns
 from ._scldm import SCLDM
@@ -326,7 +326,7 @@ class MULTISCLDM(SCLDM):
         return {name: np.array(modality.features) for name, modality in self.modalities.items()}
 
     def _build_module(self) -> MultimodalModule:
-        panels = [ModalityPanel(len(m.features), m.likelihood) for m in self.modalities.values()]
+        panels = [(len(m.features), m.likelihood) for m in self.modalities.values()]
         return MultimodalModule(panels, self._condition_specs, architecture=self.architecture)
 
     def _describe_cells(self, adata: MuData | None) -> None:

@@ -19,7 +19,7 @@ from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flo
 from ._gene_space import GeneSpaceModule
 from ._latent_diffusion import SCLDMModule
 from ._library_size import LibrarySizeModel
-from ._likelihoods import ModalityPanel, NegativeBinomialLikelihood, OutlierCounts
+from ._likelihoods import NegativeBinomialLikelihood, OutlierCounts
 from ._molecules import MoleculeModule
 from ._multimodal import MultimodalModule
 from ._profiles import ProfileModule, library_features, to_counts

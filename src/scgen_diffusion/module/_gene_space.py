@@ -147,15 +147,9 @@ class GeneSpaceModule(ConditionedModule):
         losses = {"denoising_loss": error.mean()}
         if self.input_values == "counts":
             log_totals = total_counts(tensors[REGISTRY_KEYS.X_KEY])[:, 0].log()
-            features = self.total_features(inference_outputs)
-            losses["library_size_loss"] = self.library_size.loss(
-                generative_outputs["condition"], features, log_totals
-            ).mean()
+            condition, features = generative_outputs["condition"], inference_outputs["features"]
+            losses["library_size_loss"] = self.library_size.loss(condition, features, log_totals).mean()
         return LossOutput(loss=sum(losses.values()), extra_metrics=losses, n_obs_minibatch=len(error))
-
-    def total_features(self, inference_outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return what total counts follow from besides the condition, ``(cells, features)``: nothing."""
-        return inference_outputs["data"][:, :0]
 
 
 def build_backbone(

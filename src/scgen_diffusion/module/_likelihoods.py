@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -320,21 +320,6 @@ def _slope(share: Tensor, rate: Tensor) -> Tensor:
 
 Likelihood: TypeAlias = NegativeBinomialLikelihood | GaussianLikelihood | BernoulliLikelihood
 """Maps a decoder's outputs ``(cells, genes, n_outputs)`` and totals ``(cells, 1)`` to a distribution of expression."""
-
-
-class ModalityPanel(NamedTuple):
-    """Number of features and likelihood of a modality.
-
-    Attributes
-    ----------
-    n_features
-        Number of features.
-    likelihood
-        ``"negative_binomial"`` or ``"bernoulli"``.
-    """
-
-    n_features: int
-    likelihood: str
 
 
 class MultimodalLikelihood(nn.Module):

@@ -209,8 +209,11 @@ class MoleculeModule(GeneSpaceModule):
 
     @auto_move_data
     def inference(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the data that diffuse: the states of counts ``(cells, genes)`` with all molecules seen."""
-        return {"data": with_masked(x, x.sum(1))}
+        """Return the data that diffuse: the states of counts ``(cells, genes)`` with all molecules seen.
+
+        Totals follow from no features.
+        """
+        return {"data": with_masked(x, x.sum(1)), "features": x[:, :0]}
 
     def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
         """Draw times and masked states of cells ``x``; in training also which genes the backbone sees."""

@@ -20,7 +20,7 @@ from ._autoencoder import (
 )
 from ._latent_diffusion import SCLDMModule
 from ._library_size import MultimodalLibrarySize
-from ._likelihoods import BernoulliLikelihood, ModalityPanel, MultimodalLikelihood, has_counts
+from ._likelihoods import BernoulliLikelihood, MultimodalLikelihood, has_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,7 +112,7 @@ class MultimodalModule(SCLDMModule):
     Parameters
     ----------
     modalities
-        Number of features and likelihood of each modality.
+        Number of features and likelihood, ``"negative_binomial"`` or ``"bernoulli"``, of each modality.
     conditions
         Kind of each condition key.
     architecture
@@ -129,18 +129,21 @@ class MultimodalModule(SCLDMModule):
 
     def __init__(
         self,
-        modalities: Sequence[ModalityPanel],
+        modalities: Sequence[tuple[int, str]],
         conditions: Sequence[ConditionSpec] = (),
         *,
         architecture: SCLDMArchitecture | None = None,
     ) -> None:
         self.modalities = tuple(modalities)  # super().__init__ needs them to build the parts
-        super().__init__(sum(panel.n_features for panel in modalities), conditions, architecture=architecture)
+        super().__init__(sum(n for n, _ in modalities), conditions, architecture=architecture)
 
     def _build_autoencoder(self, n_input: int, architecture: SCLDMArchitecture) -> None:
-        _check(architecture)
-        self.n_features = [modality.n_features for modality in self.modalities]
-        likelihoods = [build_modality_likelihood(modality, architecture) for modality in self.modalities]
+        for name, needed in {"likelihood": "negative_binomial", "latent": "variational"}.items():
+            if (found := getattr(architecture, name)) != needed:
+                msg = f"Models of MuData need `{name}={needed!r}`, but found {found!r}."
+                raise ValueError(msg)
+        self.n_features = [n for n, _ in self.modalities]
+        likelihoods = [build_modality_likelihood(*modality, architecture) for modality in self.modalities]
         self.likelihood = MultimodalLikelihood(likelihoods, self.n_features)
         self.encoder = MultimodalEncoder(self.n_features, architecture)
         self.decoder = MultimodalDecoder(self.n_features, [part.n_outputs for part in likelihoods], architecture)
@@ -228,15 +231,15 @@ class MultimodalModule(SCLDMModule):
         The values of a cell add up to ``library_size``; of counts, they are frequencies without outliers. None gives
         expected values at each cell's own total, which is predicted if the cell lacks the modality.
         """
-        outputs = self.decoder.parts[modality](z)
-        if library_size is not None and self.modalities[modality].likelihood != "bernoulli":
+        outputs, likelihood = self.decoder.parts[modality](z), self.likelihood.parts[modality]
+        if library_size is not None and not isinstance(likelihood, BernoulliLikelihood):
             return outputs[..., 0].float().softmax(1) * library_size
         if library_size is not None:
             total = torch.full_like(self.totals(x)[:, :1], library_size)
         else:
             totals = self.totals(x) if self.has(x)[:, modality].all() else self.decoding_totals(x, z, None)
             total = totals[:, modality, None]
-        return self.likelihood.parts[modality].mean(outputs, total)
+        return likelihood.mean(outputs, total)
 
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor:
         """Draw the share of counts that the encoder sees, ``(cells, features of all)``; zero for hidden modalities."""
@@ -288,17 +291,10 @@ def draw_shown(has: Tensor, generator: torch.Generator) -> Tensor:
     return has & ((rank < n_chosen) | (draw(1) < 0.5))
 
 
-def build_modality_likelihood(modality: ModalityPanel, architecture: SCLDMArchitecture) -> Likelihood:
+def build_modality_likelihood(n_features: int, likelihood: str, architecture: SCLDMArchitecture) -> Likelihood:
     """Build the likelihood of one modality."""
-    if modality.likelihood == "bernoulli":
+    if likelihood == "bernoulli":
         return BernoulliLikelihood()
-    if modality.n_features < LARGE_PANEL:
+    if n_features < LARGE_PANEL:
         architecture = replace(architecture, outliers=False, dispersion="gene-cell")
-    return build_likelihood(modality.n_features, architecture)
-
-
-def _check(architecture: SCLDMArchitecture) -> None:
-    for name, needed in {"likelihood": "negative_binomial", "latent": "variational"}.items():
-        if (found := getattr(architecture, name)) != needed:
-            msg = f"Models of MuData need `{name}={needed!r}`, but found {found!r}; `setup_mudata` sets `modalities`."
-            raise ValueError(msg)
+    return build_likelihood(n_features, architecture)

@@ -22,7 +22,7 @@ from scgen_diffusion.nn import log_profile
 from ._gene_space import GeneSpaceModule, build_backbone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from scgen_diffusion.diffusion import Generators, Guidance, Target
     from scgen_diffusion.nn import ConditionSpec, InputValues
@@ -240,18 +240,14 @@ class ProfileModule(GeneSpaceModule):
 
     @auto_move_data
     def inference(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the profiles of expression ``(cells, genes)``, and the data that diffuse."""
+        """Return the profiles of expression ``(cells, genes)``, the data that diffuse, and what totals follow from."""
         profile = log_profile(x, self.input_values)
-        return {"profile": profile, "data": self.encode(profile)}
+        return {"profile": profile, "data": self.encode(profile), "features": library_features(profile)}
 
     def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
         """Draw noise and times for cells ``x (cells, genes)``."""
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         return {"noise": noise, "t": self.path.draw_times(len(x), generator, x.device)}
-
-    def total_features(self, inference_outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return what total counts follow from besides the condition: the profiles."""
-        return library_features(inference_outputs["profile"])
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
