@@ -262,4 +262,4 @@ class PairData(LatentData):
         plan = self.trainer.lightning_module
         batches = GroupBatches(self.groups, plan.recipe, self.n_steps, seed=plan.seed, **self.process)
         batches.set_epoch(plan.n_epochs_done)
-        return DataLoader(self.cache, sampler=batches, batch_size=None)
+        return DataLoader(self.source, sampler=batches, batch_size=None)

@@ -125,17 +125,13 @@ class StagePlan(pl.LightningModule):
         """Return the batch's losses; ``"loss"`` is the one to minimise."""
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss."""
-        losses = self.take_losses(batch)
-        self._add("train", losses, batch)
-        if self.trainer.is_last_batch:  # before callbacks read the metrics of the epoch
-            self._log_means("train")
-        return losses["loss"]
+        """Return the loss, for :meth:`backward`; where it can, a GPU replays the first step.
 
-    def take_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of a step, for :meth:`backward`; where it can, a GPU replays the first step."""
-        compute = partial(self.compute_losses, training=True)
-        may_replay = self._may_replay
+        Replayed are steps of one process and precision, with their own gradients, unmasked.
+        """
+        compute, trainer = partial(self.compute_losses, training=True), self.trainer
+        is_plain = trainer.precision == "32-true" and trainer.world_size == trainer.accumulate_grad_batches == 1
+        may_replay = self.can_replay and self.device.type in REPLAYED_ON and is_plain and not self._masks
         if may_replay and not self._has_recorded:
             self._has_recorded = True
             try:
@@ -144,14 +140,11 @@ class StagePlan(pl.LightningModule):
             except Exception as error:  # noqa: BLE001  training goes on, and an error of the step itself comes again
                 logger.warning("Training is slower, because steps are not replayed as a CUDA graph: %s", error)
         self._is_replayed = may_replay and self._graph is not None and self._graph.fits(batch)
-        return self._graph.replay(batch) if self._is_replayed else compute(batch, self.generator)
-
-    @property
-    def _may_replay(self) -> bool:
-        """Whether steps may be replayed: of one process and precision, and with their own gradients, unmasked."""
-        trainer = self.trainer
-        is_plain = trainer.precision == "32-true" and trainer.world_size == trainer.accumulate_grad_batches == 1
-        return self.can_replay and self.device.type in REPLAYED_ON and is_plain and not self._masks
+        losses = self._graph.replay(batch) if self._is_replayed else compute(batch, self.generator)
+        self._add("train", losses, batch)
+        if trainer.is_last_batch:  # before callbacks read the metrics of the epoch
+            self._log_means("train")
+        return losses["loss"]
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients, unless the replayed step did."""

@@ -115,13 +115,15 @@ class StageData(pl.LightningDataModule):
 
     Parameters
     ----------
+    source
+        All cells of the model, or their latents.
     train_indices, validation_indices
         Rows to train and to validate on.
     """
 
-    def __init__(self, train_indices: np.ndarray, validation_indices: np.ndarray) -> None:
+    def __init__(self, source: Any, train_indices: np.ndarray, validation_indices: np.ndarray) -> None:
         super().__init__()
-        self.train_indices, self.validation_indices = train_indices, validation_indices
+        self.source, self.train_indices, self.validation_indices = source, train_indices, validation_indices
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Return the loader of shuffled training cells."""
@@ -151,24 +153,16 @@ class StageData(pl.LightningDataModule):
 
 
 class CellData(StageData):
-    """Loaders of a stage that trains on cells; other parameters as in :class:`StageData`.
+    """Loaders of a stage that trains on cells; parameters as in :class:`StageData`."""
 
-    Parameters
-    ----------
-    cells
-        All cells of the model.
-    """
-
-    def __init__(self, cells: TrainingCells, *args: Any) -> None:
-        super().__init__(*args)
-        self.cells = cells
-        self._resident: ResidentCells | None = None
+    source: TrainingCells
+    _resident: ResidentCells | None = None
 
     def setup(self, stage: str) -> None:
         """Copy the training cells to a GPU if they fit into a small part of its memory."""
         device = self.trainer.strategy.root_device
         if limit := memory_for_cells(device):
-            batches = self.cells.loader(self.train_indices, ROWS_AT_A_TIME)
+            batches = self.source.loader(self.train_indices, ROWS_AT_A_TIME)
             self._resident = ResidentCells.of(batches, device, n_cells=len(self.train_indices), limit=limit)
 
     def teardown(self, stage: str) -> None:
@@ -184,7 +178,7 @@ class CellData(StageData):
         return super().train_dataloader()
 
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> Iterable[Mapping[str, Tensor]]:
-        return self.cells.loader(indices, batches.batch_size, batches=batches)
+        return self.source.loader(indices, batches.batch_size, batches=batches)
 
 
 class ResidentCells(Dataset):
@@ -284,28 +278,20 @@ class LatentCache(Dataset):
 
 
 class LatentData(StageData):
-    """Loaders over a cache of latents; other parameters as in :class:`StageData`.
+    """Loaders over a cache of latents; parameters as in :class:`StageData`."""
 
-    Parameters
-    ----------
-    cache
-        Latents of all cells.
-    """
-
-    def __init__(self, cache: LatentCache, *args: Any) -> None:
-        super().__init__(*args)
-        self.cache = cache
+    source: LatentCache
 
     def setup(self, stage: str) -> None:
         """Move the cache to the training device."""
-        self.cache.to(self.trainer.strategy.root_device)
+        self.source.to(self.trainer.strategy.root_device)
 
     def teardown(self, stage: str) -> None:
         """Free the memory."""
-        self.cache.arrays = {}
+        self.source.arrays = {}
 
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> DataLoader:
-        return DataLoader(Subset(self.cache, indices), sampler=batches, batch_size=None)
+        return DataLoader(Subset(self.source, indices), sampler=batches, batch_size=None)
 
 
 @torch.inference_mode()
