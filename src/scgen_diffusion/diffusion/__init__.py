@@ -1,12 +1,6 @@
 """The mathematics of diffusion: paths, targets, losses, conditioning, guidance and samplers. Knows nothing of cells."""
 
-from ._count_draws import (
-    check_finite,
-    counterfactual_counts,
-    draw_binomial,
-    draw_negative_binomial,
-    keep_molecules,
-)
+from ._count_draws import check_finite, counterfactual_counts, draw_binomial, draw_negative_binomial, keep_molecules
 from ._denoiser import TARGETS, Denoiser, Target, diffusion_loss, spike_and_slab_mean
 from ._guidance import (
     CONDITION_STRATEGIES,

@@ -161,17 +161,12 @@ def gene_loadings(encoder: Encoder, decoder: Decoder) -> list[Tensor]:
 
 
 def start_at_mean(
-    encoder: Encoder,
-    decoder: Decoder,
-    likelihood: Likelihood,
-    mean: Tensor,
-    pooled_profile: Tensor,
-    initial_log_theta: float,
+    encoder: Encoder, decoder: Decoder, likelihood: Likelihood, mean: Tensor, pooled: Tensor, initial_log_theta: float
 ) -> None:
     """Initialise the decoder's outputs at mean values ``(genes,)``, and centre the factor pooling at a mean profile."""
     start, factors = likelihood.outputs_at(mean), decoder.factors
     if "factors" in encoder.network:
-        encoder.network.factors.profile_mean.copy_(pooled_profile)
+        encoder.network.factors.profile_mean.copy_(pooled)
     if (outliers := getattr(likelihood, "outliers", None)) is not None:
         outliers.log_share.copy_(start)
     if factors is not None:

@@ -22,14 +22,7 @@ from scgen_diffusion.diffusion import (
     draw_binomial,
     keep_molecules,
 )
-from scgen_diffusion.nn import (
-    TARGET_SUM,
-    DiT,
-    InputValues,
-    encodings_of,
-    log_profile,
-    total_counts,
-)
+from scgen_diffusion.nn import TARGET_SUM, DiT, InputValues, encodings_of, log_profile, total_counts
 from scgen_diffusion.perturbation import MissedChanges, PerturbationFlow
 
 from ._architecture import SCLDMArchitecture

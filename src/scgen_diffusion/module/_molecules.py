@@ -8,13 +8,7 @@ import torch
 from scvi.module.base import auto_move_data
 from torch import Tensor, nn
 
-from scgen_diffusion.diffusion import (
-    Denoiser,
-    GuidedField,
-    Masking,
-    keep_molecules,
-    with_masked,
-)
+from scgen_diffusion.diffusion import Denoiser, GuidedField, Masking, keep_molecules, with_masked
 from scgen_diffusion.nn import Number, total_counts
 
 from ._gene_space import GeneSpaceModule, build_backbone

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 
 from scgen_diffusion.nn import TARGET_SUM, log_profile, total_counts
 
-from ._autoencoder import (
-    Decoder,
-    Encoder,
-    Posterior,
-    build_likelihood,
-    gene_loadings,
-)
+from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings
 from ._latent_diffusion import SCLDMModule
 from ._library_size import MultimodalLibrarySize
 from ._likelihoods import BernoulliLikelihood, MultimodalLikelihood, has_counts

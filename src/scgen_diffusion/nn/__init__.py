@@ -16,13 +16,7 @@ from ._condition_embedding import (
 )
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._gene_networks import GeneDiT, GeneMLP
-from ._sets import (
-    AttentionPooling,
-    FactorPooling,
-    GeneFactorDecoder,
-    GeneQueryDecoder,
-    expressed_genes,
-)
+from ._sets import AttentionPooling, FactorPooling, GeneFactorDecoder, GeneQueryDecoder, expressed_genes
 from ._transformer import (
     LAYER_NORM_EPS,
     MLP,
