@@ -93,8 +93,8 @@ def list_first(things: Sequence[object], most: int = 5) -> str:
 
 
 def warn_user(message: str) -> None:
-    """Issue a warning that points to the line outside of this package that led here."""
-    package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+    """Issue a warning that points to the line outside of this package and scvi-tools that led here."""
+    packages, frame, level = {__name__.partition(".")[0], "scvi"}, inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in packages:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level + 1)

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from scgen_diffusion.data import (
-    ArrayKey,
     CategoricalKey,
     ContinuousKey,
     SetKey,
@@ -25,9 +24,9 @@ def make_set(largest=3, control="ctrl", spellings=("A", "B+A", "C", "ctrl")):
     return SetKey("p", MEMBERS, "+", largest, control, list(spellings))
 
 
-CLASSES, NUMBER, SETS = CategoricalKey("c", ["x", "y"]), ContinuousKey("d", 2.0, 4.0, -1.0, 9.0), make_set()
+CLASSES, NUMBER, SETS = CategoricalKey("c", ["x", "y"]), ContinuousKey("d", [2.0], 4.0, [-1.0], [9.0], 0.25), make_set()
 PLACES = np.random.default_rng(0).uniform([0, 0], [1000, 100], (300, 2))
-ARRAY = ArrayKey.of("spatial", PLACES)
+ARRAY = ContinuousKey.of("spatial", PLACES)
 
 
 @pytest.mark.parametrize("key", [CLASSES, NUMBER, SETS, ARRAY], ids=lambda key: key.name)
@@ -71,14 +70,14 @@ def test_classes_of_single_precision_are_the_numbers_that_they_look_like(column)
 def test_numbers_of_single_precision_are_those_that_they_look_like(column):
     key = ContinuousKey.of("d", column)
 
-    assert key.low == 0.1
+    assert key.low == [0.1]
     for values in (column, column.to_numpy(), pd.Series([0.1, 0.3, 1.0, 0.1])):
         assert key.decode(key.encode(key.listed(values))).tolist() == [0.1, 0.3, 1.0, 0.1]
         assert key.encode_cells(pd.Series(values), "obs").tolist() == key.encode([0.1, 0.3, 1.0, 0.1]).tolist()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, True, np.False_])
-def test_infinite_and_missing_numbers_and_booleans_raise(value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, 10**400])
+def test_infinite_and_missing_numbers_raise(value):
     with pytest.raises(ValueError, match="'d'"):
         NUMBER.encode([1.0, value])
 
@@ -171,8 +170,8 @@ def test_a_row_is_one_value_and_an_array_of_one_column_takes_a_list_of_numbers()
     assert all(ARRAY.is_single(value) for value in ([1, 2], np.array([1.0, 2]), (1, 2), []))
     assert not ARRAY.is_single([[1, 2]])
     assert not ARRAY.is_single(PLACES)
-    key = ArrayKey.of("time", PLACES[:, :1])
-    assert [key.is_single(value) for value in (5, [5], [5, 6], [[5], [6]])] == [True, True, False, False]
+    key = ContinuousKey.of("time", PLACES[:, :1])
+    assert [key.is_single(value) for value in (5, [5], [5, 6], [[5], [6]])] == [True, False, False, False]
     np.testing.assert_allclose(key.decode(key.encode(key.listed([5, 6, 7]))), [[5], [6], [7]])
 
 
@@ -189,12 +188,12 @@ def test_classes_are_added_in_order_after_the_old_ones_and_unused_ones_are_not()
 
 def test_numbers_and_arrays_keep_their_scale_and_their_range_is_widened():
     extended = TIME.extended(pd.Series([1.0, 7.0]))
-    assert (extended.mean, extended.std, extended.low, extended.high) == (1.0, 1.0, 0.0, 7.0)
-    assert TIME.extended(pd.Series([0.5, 1.0])).high == 2.0
+    assert (extended.mean, extended.std, extended.low, extended.high) == ([1.0], 1.0, [0.0], [7.0])
+    assert TIME.extended(pd.Series([0.5, 1.0])).high == [2.0]
 
-    key = ArrayKey.of("spatial", np.array([[0.0, 0.0], [1000.0, 0.0], [0.0, 1000.0]]))
+    key = ContinuousKey.of("spatial", np.array([[0.0, 0.0], [1000.0, 0.0], [0.0, 1000.0]]))
     extended = key.extended(np.array([[500.0, 2000.0], [500.0, 2000.0]]))
-    assert (extended.mean, extended.std, extended.reach) == (key.mean, key.std, key.reach)
+    assert (extended.mean, extended.std) == (key.mean, key.std)
     assert (extended.low, extended.high) == ([0, 0], [1000, 2000])
 
 

@@ -10,7 +10,6 @@ import pytest
 import scipy.sparse as sp
 
 from scgen_diffusion.data import (
-    ConditionSetup,
     Modality,
     build_mudata,
     check_is_mudata,
@@ -136,12 +135,6 @@ def test_every_cell_has_a_count_and_every_modality_shares_cells(mdata):
     mdata["rna"].X[0, 0] = 0
     with pytest.raises(ValueError, match="rna"):
         check_modalities(mdata, LIKELIHOODS, {})
-
-
-def test_a_condition_of_a_modality_is_named(mdata):
-    mdata["prot"].obs["cell_type"] = list("CAB")
-    with pytest.raises(KeyError, match="prot:cell_type.*pull_obs"):
-        ConditionSetup.of(["cell_type"], None, None, None, None).checked(mdata)
 
 
 def test_some_of_the_models_modalities_are_needed_with_its_features(mdata):

@@ -169,8 +169,8 @@ def test_wrong_requests_are_refused(model, named, asked):
 
 
 def test_places_without_training_cells_give_a_warning(model):
-    with pytest.warns(UserWarning, match=r"spatial=\[5000, 50\].*one of 2"):
+    with pytest.warns(UserWarning, match=r"spatial=\[350.* 2 combinations"):
         made = model.generate(condition={"spatial": [[5000, 50], [50, 50], [350, 150]]}, seed=0, n_steps=1)
     assert made.obs["cell_type"].tolist()[:2] == ["T cell", "B cell"]  # the nearest cells
-    with pytest.warns(UserWarning, match=r"cell_type='NK', spatial=\[650, 50\]"):
+    with pytest.warns(UserWarning, match=r"cell_type='NK', spatial=\[650.0, 50.0\]"):
         model.generate(3, {"cell_type": "NK", "spatial": [650, 50]}, seed=0, n_steps=1)

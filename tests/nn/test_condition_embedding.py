@@ -43,12 +43,6 @@ def test_condition_embedding_is_the_sum_over_keys():
     assert torch.equal(ConditionEmbedding((), 5)(torch.empty(4, 0, dtype=torch.long)), torch.zeros(4, 5))
 
 
-@pytest.mark.parametrize("kind", [Classes(5), Classes(5, VECTORS)])
-def test_a_number_of_no_class_is_refused(kind):
-    with pytest.raises(IndexError):
-        build(kind)(torch.tensor([[6]]))
-
-
 def test_null_and_keys_of_columns_lie_side_by_side():
     assert null_condition(MIXED).tolist() == [4, float("-inf"), 6, 5, 5, 5]
     assert keys_of_columns(MIXED).tolist() == [0, 1, 2, 2, 2, 3]
@@ -121,15 +115,3 @@ def test_scale_and_shift_of_known_vectors_do_not_matter():
     codes = torch.arange(6)[:, None]
 
     torch.testing.assert_close(changed(codes), plain(codes), rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", [Classes(5, VECTORS), Members(5, largest=2, vectors=VECTORS)])
-def test_few_cells_of_many_known_classes_are_embedded_as_many_are(kind):
-    """A batch projects the vectors that it has, or all of them, whichever are fewer."""
-    embedding = build(kind)
-    codes = torch.cartesian_prod(torch.arange(6), torch.arange(6)) if len(kind.null) == 2 else torch.arange(6)[:, None]
-    codes = torch.cat([codes, torch.tensor([kind.null])])
-
-    alone = torch.cat([embedding(row[None]) for row in codes])
-
-    torch.testing.assert_close(alone, embedding(codes))

@@ -25,7 +25,6 @@ from ._checks import (
     values_in,
 )
 from ._condition_keys import (
-    ArrayKey,
     CategoricalKey,
     ConditionKey,
     ContinuousKey,
@@ -45,7 +44,6 @@ from ._condition_setup import (
     expression_state,
     extend_tables,
     keys_to_check,
-    owner_of,
     registered_genes,
     registered_keys,
 )
@@ -56,7 +54,6 @@ from ._conditions import (
     Conditions,
     RequestedCodes,
     check_order,
-    check_order_of_totals,
 )
 from ._fold_changes import plant_fold_changes
 from ._gene_names import check_same_genes, pad_genes
@@ -81,7 +78,6 @@ from ._plain import digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
 
 __all__ = [
-    "ArrayKey",
     "CategoricalKey",
     "CellFiles",
     "ConditionField",

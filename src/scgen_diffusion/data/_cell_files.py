@@ -29,17 +29,17 @@ from ._checks import (
     check_unique_names,
     check_values,
 )
-from ._condition_keys import check_array
+from ._condition_keys import check_numbers
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
     encode_conditions,
+    extend_keys,
     extend_tables,
     keys_to_check,
     registered_genes,
     registered_keys,
-    values_of,
 )
 from ._conditions import Conditions
 from ._matrices import JoinedMatrix
@@ -123,7 +123,6 @@ class CellFiles:
             self._open(paths, window_size, layer, genes, values)
             setup = ConditionSetup.picked_from(locals())
             cells = self._read_tables(setup.names, setup.continuous_condition_keys)
-            setup = setup.checked(cells)
             self._register(setup, setup.keys_of(cells), cells)
             refused.pop_all()
 
@@ -160,14 +159,12 @@ class CellFiles:
         with ExitStack() as refused:
             refused.callback(cells.close)
             cells._open(paths, window_size, arguments["layer"], genes, arguments["values"])
-            names, numbers, may_be_missing = keys_to_check(by_key)
+            names, numbers, _ = keys_to_check(by_key)
             found = cells._read_tables(names, numbers)
-            check_conditions(found, names, numbers, may_be_missing)
             if new_values:
                 tables = extend_tables(setup.condition_embeddings, condition_embeddings)
-                tables = setup.without_unlabeled(tables)
-                setup = replace(setup, condition_embeddings=tables)
-                by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
+                setup = ConditionSetup.picked_from({**vars(setup), "condition_embeddings": tables})
+                by_key = extend_keys(by_key, found, setup.condition_embeddings)
             cells._register(setup, by_key, found)
             refused.pop_all()
         return cells
@@ -286,7 +283,7 @@ class CellFiles:
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
         obs = self.read_columns(names, kind="match")
-        check_conditions(ReadTables(obs, {}), names, kind="match")
+        check_conditions(ReadTables(obs, {}), names)
         return obs
 
     def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
@@ -368,7 +365,6 @@ class ReadTables:
 
     obs: pd.DataFrame
     obsm: Mapping[str, np.ndarray]
-    owner: str = "files"
 
 
 def matrices_of_genes(
@@ -412,7 +408,7 @@ def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str,
             if name not in file.keys("obsm") or name in file.keys("obs"):
                 msg = f"The condition key {name!r} must be in obsm, and not in obs, of {file.name}."
                 raise ValueError(msg)
-        parts = [check_array(name, file.read("obsm", name)) for file in files]
+        parts = [check_numbers(name, file.read("obsm", name)) for file in files]
         if len(widths := {part.shape[1] for part in parts}) > 1:
             msg = f"The files have different numbers of columns of obsm[{name!r}]: {sorted(widths)}."
             raise ValueError(msg)

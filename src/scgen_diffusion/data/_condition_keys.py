@@ -17,23 +17,22 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
+from pandas.api.types import infer_dtype
+from scipy.spatial import KDTree
 
-from scgen_diffusion._arguments import is_number, known_names
+from scgen_diffusion._arguments import known_names, list_first
 
 from ._labels import widen, widen_number
-from ._plain import to_plain
 
 REQUEST = "`condition`"
-NUMBERS = "numbers"
+CLASSES = ("string", "boolean", "integer", "floating", "mixed-integer-float", "empty")  # kinds of values, for pandas
 N_DIGITS = 14  # of a number, relative to the scale of its key, that survive standardising and back
 LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
-ROUNDING = 1e-6  # relative to the range; numbers that were computed may differ in their last digits
+ROUNDING = 1e-6  # numbers that were computed, or in single precision, may differ in their last digits
 MOST_COLUMNS = 50  # of an array
-N_PLACES = 16_384  # values of an array that are compared
-N_SHOWN = 60  # characters of a wrong value
-N_RANGES = 3  # columns of an array whose ranges are shown
+MOST_CELLS = 16_384  # whose numbers are kept
+N_COMPARED = 1_000  # cells whose nearest neighbours tell how near is near
 EXTRA_MEMBERS = 2  # members that a set can have beyond the largest training set
 
 
@@ -42,12 +41,14 @@ class ConditionKey(ABC):
     """One key: its name, its kind, and its values in the training cells."""
 
     kind: ClassVar[str]
-    source: ClassVar[str] = "obs"
+    source = "obs"
     """Where cells have their values, ``"obs"`` or ``"obsm"``."""
     is_numeric: ClassVar[bool] = False
     """Whether values have distances."""
     has_vectors = False
     """Whether classes or members have known embeddings."""
+    reach = 1.0
+    """Distance of numbers that count as the same."""
     name: str
 
     @property
@@ -64,6 +65,10 @@ class ConditionKey(ABC):
     def n_values(self) -> int:
         """Number of classes or members; 0 for numbers."""
         return len(self.labels)
+
+    @cached_property
+    def _number(self) -> dict[Any, int]:
+        return {label: number for number, label in enumerate(self.labels)}
 
     @property
     def may_be_missing(self) -> bool:
@@ -84,16 +89,14 @@ class ConditionKey(ABC):
         """The values of the training cells in a few words."""
 
     def is_single(self, values: Any) -> bool:
-        """Return whether this is one value for all cells (possibly a set), not a list of values."""
-        if values is None or isinstance(values, str | AbstractSet):
-            return True
-        return not isinstance(values, Sequence) and np.ndim(values) == 0
+        """Return whether this is one value for all cells, such as a set or a row of an array, not several."""
+        return np.asarray(values, dtype=object).ndim <= (self.is_numeric and self.n_columns > 1)
 
-    def listed(self, values: Any) -> Sequence[Any]:
-        """Return one or several values as a list."""
-        if not self.is_single(values):
-            return list(widen(values) if isinstance(values, pd.Series) else values)
-        return [values.item() if isinstance(values, np.ndarray) else values]  # an array may have no axes
+    def listed(self, values: Any) -> Any:
+        """Return one or several values as a list or array."""
+        if self.is_single(values):
+            return [values[()] if isinstance(values, np.ndarray) else values]  # an array may have no axes
+        return values
 
     @abstractmethod
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
@@ -128,7 +131,8 @@ class ConditionKey(ABC):
 
     def describe(self, codes: np.ndarray) -> str:
         """Return one value as text."""
-        return repr(to_plain(self.decode(codes[None])[0]))
+        value = self.decode(codes[None])[0]
+        return repr(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
 
     def state(self) -> dict[str, Any]:
         """Return plain values from which :func:`key_from_state` builds the key again."""
@@ -187,7 +191,7 @@ class CategoricalKey(ConditionKey):
         found = _plain(column.astype("category").cat.remove_unused_categories().cat.categories)
         new = [value for value in found if self._find(value) < 0]
         values = [*self.values, *new]
-        if new and len(kinds_of(values)) > 1:
+        if new and infer_dtype(values) not in CLASSES:
             msg = f"obs[{self.name!r}] must have the type of the reference's {self.values[0]!r}, but found {new[0]!r}."
             raise ValueError(msg)
         values = values if table is None else _with_vectors(self.name, values, table)
@@ -207,10 +211,6 @@ class CategoricalKey(ConditionKey):
     def summary(self) -> str:
         """The number of classes."""
         return f"{self.n_values} classes"
-
-    @cached_property
-    def _number(self) -> dict[Any, int]:
-        return {value: number for number, value in enumerate(self.values)}
 
     def _find(self, value: Any) -> int:
         """Return the number of a class, or -1."""
@@ -243,94 +243,12 @@ class CategoricalKey(ConditionKey):
 
 @dataclass(frozen=True)
 class ContinuousKey(ConditionKey):
-    """A column of numbers.
+    """A column of numbers, or an array of ``obsm`` whose columns are one condition, such as positions.
 
     Parameters
     ----------
     name
-        Column of ``obs``.
-    mean, std
-        Mean and standard deviation of the training cells, which standardise values.
-    low, high
-        Range of the training cells.
-    """
-
-    kind = "continuous"
-    is_numeric = True
-    name: str
-    mean: float
-    std: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, name: str, column: pd.Series, control: Any = None) -> ContinuousKey:
-        """Take range and scale from the values of training cells, of which one must be the control value if given."""
-        if column.dtype.kind not in "iuf":
-            msg = f"obs[{name!r}] holds {column.dtype}, not numbers: convert it, or list it in `condition_keys`."
-            raise ValueError(msg)
-        values = widen(column).to_numpy(dtype=float) + 0.0  # no negative zero
-        if not np.isfinite(values).all():
-            msg = f"obs[{name!r}] holds infinite numbers; every value must be finite."
-            raise ValueError(msg)
-        check_varies(f"obs[{name!r}]", values[:, None])
-        key = cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
-        if control is None:
-            return key
-        if not is_number(control):
-            msg = f"The control value of {name!r} must be a number, as in obs, but found {control!r}."
-            raise ValueError(msg)
-        numbers = np.unique(values)
-        if not are_same_codes(key.encode(numbers.tolist()), key.encode([control], "`control_values`")).any():
-            nearest = float(numbers[np.abs(numbers - control).argmin()])
-            msg = f"No cell has the control value {control} in obs[{name!r}]; the nearest number is {nearest}."
-            raise ValueError(msg)
-        return key
-
-    @property
-    def summary(self) -> str:
-        """The range."""
-        return f"{self.low:g} to {self.high:g}"
-
-    def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> ContinuousKey:
-        """Widen the range and keep the scale."""
-        self.encode(column.to_numpy(), source="obs")
-        new = as_numbers(column.to_numpy())
-        return replace(self, low=min(self.low, float(new.min())), high=max(self.high, float(new.max())))
-
-    def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
-        """Standardise numbers."""
-        numbers = as_numbers(values)
-        if not np.isfinite(numbers).all():
-            value = list(values)[int(np.argmin(np.isfinite(numbers)))]
-            msg = f"{source} has the value {value!r} for {self.name!r}; a finite number is needed."
-            raise ValueError(msg)
-        codes = (numbers - self.mean) / self.std
-        if (np.abs(codes) > LARGEST_NUMBER).any():
-            value = list(values)[int(np.argmax(np.abs(codes)))]
-            msg = f"{source} has {value!r} for {self.name!r}, but training cells have {self.summary}."
-            raise ValueError(msg)
-        return codes[:, None]
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Return numbers on their original scale."""
-        return _numbers_of(codes[:, 0], self.mean, self.std)
-
-    def is_outside(self, codes: np.ndarray) -> np.ndarray:
-        """Return which values ``(n, 1)`` lie outside the range of the training cells, ``(n,)``."""
-        low, high = self.encode([self.low, self.high])[:, 0]
-        rounding = ROUNDING * (high - low)
-        return (codes[:, 0] < low - rounding) | (codes[:, 0] > high + rounding)
-
-
-@dataclass(frozen=True)
-class ArrayKey(ConditionKey):
-    """An array of ``obsm`` whose columns are one condition, such as positions.
-
-    Parameters
-    ----------
-    name
-        Name of the array.
+        Name of the column or array.
     mean
         Mean of each column in the training cells.
     std
@@ -339,12 +257,13 @@ class ArrayKey(ConditionKey):
     low, high
         Range of each column in the training cells.
     reach
-        Distance, in units of ``std``, within which values count as seen in training: at least a quarter, and as far as
-        the nearest neighbour of 99 % of the training cells.
+        Distance in each column, in units of ``std``, within which numbers count as seen in training
+        (:func:`reach_of`).
+    source
+        Where cells have their numbers: ``"obs"`` for a column, ``"obsm"`` for an array.
     """
 
-    kind = "array"
-    source = "obsm"
+    kind = "continuous"
     is_numeric = True
     name: str
     mean: Sequence[float]
@@ -352,90 +271,69 @@ class ArrayKey(ConditionKey):
     low: Sequence[float]
     high: Sequence[float]
     reach: float
+    source: str = "obs"
 
     @classmethod
-    def of(cls, name: str, array: Any) -> ArrayKey:
-        """Take range and scale from the values of training cells."""
-        numbers = check_array(name, array)
-        check_varies(f"obsm[{name!r}]", numbers)
-        mean, std = numbers.mean(0), float(np.sqrt(np.square(numbers.std(0)).mean()))
-        low, high = numbers.min(0).tolist(), numbers.max(0).tolist()
-        return cls(name, mean.tolist(), std, low, high, reach_of((numbers - mean) / std))
+    def of(cls, name: str, values: pd.Series | np.ndarray, control: Any = None) -> ContinuousKey:
+        """Take range and scale from the values of training cells, of which one must be the control value if given."""
+        source = "obs" if isinstance(values, pd.Series) else "obsm"
+        numbers, where = check_numbers(name, values), f"{source}[{name!r}]"
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = numbers.mean(0), float(np.sqrt(numbers.var(0).mean()))
+        low, high = numbers.min(0), numbers.max(0)
+        if (low == high).all() or not 0 < std < np.inf:
+            msg = f"{where} must vary, with a finite variance; it ranges from {low.min():g} to {high.max():g}."
+            raise ValueError(msg)
+        codes = (numbers - mean) / std
+        key = cls(name, mean.tolist(), std, low.tolist(), high.tolist(), reach_of(codes), source)
+        if control is not None and not are_same_codes(codes, key.encode([control], "`control_values`")).any():
+            msg = f"No cell has the control value {control} in {where}."
+            raise ValueError(msg)
+        return key
 
-    def extended(self, column: Any, table: pd.DataFrame | None = None) -> ArrayKey:
+    def extended(self, column: Any, table: pd.DataFrame | None = None) -> ContinuousKey:
         """Widen the range and keep the scale."""
-        codes = self.encode(column, source="obsm")
-        numbers = self.decode(codes)
+        codes, numbers = self.encode(column, self.source), check_numbers(self.name, column)
         low, high = np.minimum(self.low, numbers.min(0)).tolist(), np.maximum(self.high, numbers.max(0)).tolist()
         return replace(self, low=low, high=high, reach=max(self.reach, reach_of(codes)))
 
     @property
     def n_columns(self) -> int:
-        """Number of columns of the array."""
+        """Number of columns of the array; 1 for a column."""
         return len(self.mean)
 
     @property
     def summary(self) -> str:
-        """The range of each of a few columns, or their number."""
-        if self.n_columns > N_RANGES:
-            return f"{self.n_columns} columns"
-        return " by ".join(f"{low:.4g} to {high:.4g}" for low, high in zip(self.low, self.high, strict=True))
-
-    @property
-    def table_columns(self) -> list[str]:
-        """Names of the columns in a table of requested conditions."""
-        return [f"{self.name}_{column}" for column in range(self.n_columns)]
-
-    def is_single(self, values: Any) -> bool:
-        """Return whether this is one row of numbers for all cells."""
-        first = next(iter(values), 0) if isinstance(values, Sequence | np.ndarray | pd.Series) else values
-        return np.ndim(first) == 0 and (self.n_columns > 1 or np.size(values) == 1)
-
-    def listed(self, values: Any) -> Any:
-        """Return one or several rows as numbers, ``(rows, n_columns)``."""
-        return self.rows([values] if self.is_single(values) else values, REQUEST)
+        """The range of each column."""
+        return list_first([f"{low:.4g} to {high:.4g}" for low, high in zip(self.low, self.high, strict=True)])
 
     def encode(self, values: Any, source: str = REQUEST) -> np.ndarray:
-        """Standardise rows of numbers."""
-        numbers = self.rows(values, source)
-        codes = (numbers - np.asarray(self.mean)) / self.std
+        """Standardise numbers, or rows of numbers."""
+        try:
+            numbers = np.array(widen(pd.Series(values)) if np.ndim(values) == 1 else values, dtype=float)
+        except (TypeError, ValueError, OverflowError):
+            numbers = np.full(1, np.nan)
+        rows = numbers[:, None] if numbers.ndim == 1 and self.n_columns == 1 else numbers
+        if rows.ndim != 2 or rows.shape[1] != self.n_columns:
+            msg = f"{source}: {self.name!r} needs {self.n_columns} numbers per cell, not the shape {numbers.shape}."
+            raise ValueError(msg)
+        codes = (rows - np.asarray(self.mean)) / self.std
         are_wrong = ~(np.abs(codes) <= LARGEST_NUMBER).all(1)  # also NaN
         if are_wrong.any():
-            value = numbers[int(np.argmax(are_wrong))]
-            trained = f"{self._listed(self.low)} to {self._listed(self.high)}"
-            msg = f"{source} has {self._listed(value)} for {self.name!r}, but training cells have {trained}."
+            found = rows[int(np.argmax(are_wrong))].tolist()
+            msg = f"{source} has {found} for {self.name!r}, where numbers are needed like {self.summary} in training."
             raise ValueError(msg)
         return codes
 
     def encode_cells(self, column: Any, source: str) -> np.ndarray:
-        """Standardise the rows of cells."""
+        """Standardise the numbers of cells."""
         return self.encode(column, source)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Return rows on their original scale."""
-        columns = [_numbers_of(column, mean, self.std) for column, mean in zip(codes.T, self.mean, strict=True)]
-        return np.stack(columns, axis=1)
-
-    def describe(self, codes: np.ndarray) -> str:
-        """Return one row as text; different codes have different texts."""
-        return self._listed(self.decode(codes[None])[0], n_digits=9)
-
-    def _listed(self, row: Iterable[float], n_digits: int = 6) -> str:
-        return f"[{', '.join(f'{number:.{n_digits}g}' for number in row)}]"
-
-    def rows(self, values: Any, source: str) -> np.ndarray:
-        """Return rows of numbers ``(rows, n_columns)``; raise for another number of columns."""
-        try:
-            numbers = np.array(values if isinstance(values, np.ndarray | pd.DataFrame) else [*values], dtype=float)
-        except (TypeError, ValueError, OverflowError):
-            numbers = np.zeros(0)
-        if numbers.ndim == 1 and self.n_columns == 1:
-            numbers = numbers[:, None]
-        if numbers.ndim != 2 or numbers.shape[1] != self.n_columns:
-            found = f"an array of shape {numbers.shape}" if numbers.size else repr(values)[:N_SHOWN]
-            msg = f"{source}: {self.name!r} needs a row of {self.n_columns} numbers, or one per cell, not {found}."
-            raise ValueError(msg)
-        return numbers
+        """Return numbers on their original scale: ``(n,)`` for a column, ``(n, n_columns)`` for an array."""
+        n_digits = N_DIGITS - int(np.ceil(np.log10(max(self.std, *np.abs(self.mean)))))
+        rows = np.round(codes * self.std + np.asarray(self.mean), n_digits) + 0.0  # no negative zero
+        return rows[:, 0] if self.source == "obs" else rows
 
 
 @dataclass(frozen=True)
@@ -516,13 +414,10 @@ class SetKey(ConditionKey):
         return f"combinations of {self.n_values} members"
 
     @cached_property
-    def _number(self) -> dict[str, int]:
-        return {member: number for number, member in enumerate(self.members)}
-
-    @cached_property
     def _spelling(self) -> dict[tuple[float, ...], str]:
         """Text of each set in training, by its columns."""
-        return {self._columns(self.parts(text)): text for text in reversed(self.spellings)}
+        texts = self.spellings[::-1]  # of several texts of a set, the first one stays
+        return dict(zip(map(tuple, self.encode(texts)), texts, strict=True))
 
     def parts(self, value: Any) -> frozenset[str]:
         """Return the members of a set or its text, without the control; spaces around members do not count.
@@ -539,20 +434,21 @@ class SetKey(ConditionKey):
             raise ValueError(msg)
         return found
 
-    def listed(self, values: Any) -> Sequence[Any]:
-        """Return one or several sets as a list; a tuple could be either."""
-        if isinstance(values, tuple):
-            msg = f"`condition[{self.name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list of sets."
-            raise TypeError(msg)
-        return super().listed(values)
-
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look up members; sets may be text or Python sets."""
         if wrong := [value for value in values if isinstance(value, list | tuple | np.ndarray)]:
-            msg = f"{source} has {wrong[0]!r} for {self.name!r}; give {set(map(str, wrong[0]))!r}, or text."
+            msg = f"{source} has {wrong[0]!r} for {self.name!r}; give a set of members, or text."
             raise TypeError(msg)
-        rows = [self._columns(self.parts(value), source) for value in values]
-        return np.array(rows, dtype=float).reshape(-1, self.largest)
+        codes = np.full((len(values), self.largest), float(self.n_values))
+        fewest = 1 if self.control is None else 0
+        for row, parts in zip(codes, map(self.parts, values), strict=True):
+            if unknown := sorted(parts - self._number.keys()):
+                raise ValueError(_unknown(source, self.name, unknown[0], self.members))
+            if not fewest <= len(parts) <= self.largest:
+                msg = f"{source}: a set of {self.name!r} has {fewest} to {self.largest} members, not {sorted(parts)}."
+                raise ValueError(msg)
+            row[: len(parts)] = sorted(self._number[part] for part in parts)
+        return codes
 
     def describe(self, codes: np.ndarray) -> str:
         """Return one set as text, without the others that :meth:`decode` lists as categories."""
@@ -563,24 +459,13 @@ class SetKey(ConditionKey):
         texts = [self._text(tuple(row)) for row in codes]
         return pd.Categorical(texts, categories=sorted({*self._spelling.values(), *texts}))
 
-    def _columns(self, parts: frozenset[str], source: str = REQUEST) -> tuple[float, ...]:
-        for part in parts:
-            if part not in self._number:
-                raise ValueError(_unknown(source, self.name, part, self.members, what="member"))
-        fewest = 1 if self.control is None else 0
-        if not fewest <= len(parts) <= self.largest:
-            msg = f"{source}: a set of {self.name!r} has {fewest} to {self.largest} members, not {sorted(parts)}."
-            raise ValueError(msg)
-        numbers = sorted(self._number[part] for part in parts)
-        return (*map(float, numbers), *[float(len(self.members))] * (self.largest - len(numbers)))
-
     def _text(self, columns: tuple[float, ...]) -> str:
         if columns in self._spelling:
             return self._spelling[columns]
         return self.separator.join(self.members[int(n)] for n in columns if n < len(self.members)) or str(self.control)
 
 
-KINDS: dict[str, type[ConditionKey]] = {key.kind: key for key in (CategoricalKey, ContinuousKey, ArrayKey, SetKey)}
+KINDS: dict[str, type[ConditionKey]] = {key.kind: key for key in (CategoricalKey, ContinuousKey, SetKey)}
 
 
 def key_from_state(state: Mapping[str, Any]) -> ConditionKey:
@@ -623,9 +508,8 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
 
 
 def are_same_codes(codes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return which codes single precision, in which columns may have been, cannot tell from others."""
-    rounding = float(np.finfo(np.float32).eps)
-    return np.isclose(codes, others, rtol=rounding, atol=rounding)
+    """Mark the codes ``(n, columns)`` that are the same but for rounding, ``(n,)``."""
+    return np.isclose(codes, others, rtol=ROUNDING, atol=ROUNDING).all(1)
 
 
 def mark_occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:
@@ -651,70 +535,34 @@ def labeled_part(column: pd.Series, unlabeled_category: str | None) -> pd.Series
     return column
 
 
-def kinds_of(values: Iterable[Any]) -> set[str]:
-    """Return whether classes are text, booleans, numbers, or several of these."""
-    return {"text" if isinstance(v, str) else "booleans" if isinstance(v, bool | np.bool_) else NUMBERS for v in values}
-
-
-def check_array(name: str, array: Any) -> np.ndarray:
-    """Return an array of ``obsm`` as numbers ``(cells, columns)``; raise unless it can be a condition."""
-    where = f"obsm[{name!r}]"
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
-        found = f"values of type {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
-        msg = f"{where} must be a NumPy array of numbers to be a condition, but holds {found}."
+def check_numbers(name: str, values: Any) -> np.ndarray:
+    """Return a column of ``obs`` or an array of ``obsm`` as numbers ``(cells, columns)``; raise if it has others."""
+    if not isinstance(values, pd.Series | np.ndarray) or values.dtype.kind not in "iuf":
+        found = getattr(values, "dtype", type(values).__name__)
+        msg = f"{name!r} must hold numbers to be one of `continuous_condition_keys`, not {found}; see `condition_keys`."
         raise ValueError(msg)
-    if array.ndim != 2 or not 0 < array.shape[1] <= MOST_COLUMNS:
-        msg = f"{where} must have 1 to {MOST_COLUMNS} columns to be a condition, but has the shape {array.shape}."
+    column = widen(values).to_numpy(float, na_value=np.nan)[:, None] if isinstance(values, pd.Series) else values
+    if column.ndim != 2 or not 0 < column.shape[1] <= MOST_COLUMNS:
+        msg = f"The condition {name!r} must have 1 to {MOST_COLUMNS} columns, but has the shape {values.shape}."
         raise ValueError(msg)
-    numbers = array.astype(float)
-    if n_bad := int((~np.isfinite(numbers).all(1)).sum()):
-        msg = f"{where} has missing or infinite numbers in {n_bad} of {len(numbers)} cells; remove them."
+    numbers = column.astype(float) + 0.0  # no negative zero
+    if not np.isfinite(numbers).all():
+        msg = f"{name!r} has missing or infinite numbers; remove these cells."
         raise ValueError(msg)
     return numbers
 
 
-def check_varies(where: str, numbers: np.ndarray) -> None:
-    """Raise unless numbers ``(cells, columns)`` differ, and have standard deviations that floats can hold."""
-    low, high = numbers.min(0), numbers.max(0)
-    if (low == high).all():
-        msg = f"{where} is the same in every cell; a condition must vary. Leave it out."
-        raise ValueError(msg)
-    with np.errstate(over="ignore", invalid="ignore"):
-        spread = numbers.std(0)
-    if not (spread[low < high] > 0).all() or not np.isfinite(np.square(spread).sum()):
-        msg = f"{where} has numbers from {low.min():g} to {high.max():g}; give them in another unit."
-        raise ValueError(msg)
+def reach_of(codes: np.ndarray) -> float:
+    """Return the distance within which numbers ``(cells, columns)`` count as seen in training.
 
-
-def reach_of(places: np.ndarray) -> float:
-    """Return the distance within which places ``(cells, columns)`` count as seen, see :class:`ArrayKey`."""
-    distinct = np.unique(places, axis=0)
-    if len(distinct) > N_PLACES:
-        distinct = distinct[np.random.default_rng(0).choice(len(distinct), N_PLACES, replace=False)]
-    if len(distinct) == 1:
+    It is a quarter of the standard deviation, or as far as the nearest neighbours of 99 % of the cells. No column may
+    differ by more.
+    """
+    if len(codes) == 1:
         return LARGEST_DISTANCE
-    distances, _ = NearestNeighbors(n_neighbors=1).fit(distinct).kneighbors()
+    cells = np.random.default_rng(0).permutation(codes)[:MOST_CELLS]
+    distances, _ = KDTree(cells).query(cells[:N_COMPARED], k=[2], p=np.inf)  # the nearest one is the cell itself
     return max(LARGEST_DISTANCE, float(np.quantile(distances, 0.99)))
-
-
-def as_numbers(values: Iterable[Any]) -> np.ndarray:
-    """Return values as numbers ``(n,)``; NaN for what is none."""
-
-    def number(value: Any) -> float:
-        if isinstance(value, bool | np.bool_):  # which float() would take for 0 or 1
-            return float("nan")
-        try:
-            return float(value if isinstance(value, float) else widen_number(value))
-        except (TypeError, ValueError, OverflowError):
-            return float("nan")
-
-    return np.array([number(value) for value in values]) + 0.0  # no negative zero
-
-
-def _numbers_of(codes: np.ndarray, mean: float, std: float) -> np.ndarray:
-    """Return standardised numbers ``(n,)`` on their original scale."""
-    n_digits = N_DIGITS - int(np.ceil(np.log10(max(std, abs(mean)))))
-    return np.round(codes * std + mean, n_digits) + 0.0  # no negative zero
 
 
 def _plain(values: Iterable[Any]) -> list[Any]:
@@ -731,10 +579,8 @@ def _with_vectors(name: str, needed: Iterable[Any], table: pd.DataFrame) -> list
     return known
 
 
-def _unknown(source: str, name: str, value: Any, known: Sequence[Any], what: str = "value") -> str:
-    shown = value.item() if isinstance(value, np.generic) else value
-    advice = "" if source == REQUEST else f" Cells with a new {what} need a model from `load_query_data`."
-    return f"{source} has the unknown {what} {shown!r} for {name!r}. {known_names(value, known)}{advice}"
+def _unknown(source: str, name: str, value: Any, known: Sequence[Any]) -> str:
+    return f"{source} has {value!r} for {name!r}, which only `load_query_data` could add. {known_names(value, known)}"
 
 
 def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:

@@ -1,6 +1,6 @@
 """From arguments of ``setup_anndata`` to the conditions of cells, a field of scvi-tools' registry.
 
-``setup_anndata`` makes a :class:`ConditionSetup`, which checks the arguments. Registering a :class:`ConditionField`
+``setup_anndata`` makes a :class:`ConditionSetup`, which checks its arguments. Registering a :class:`ConditionField`
 lets each key learn its column, and writes the codes of the cells ``(cells, columns)`` to ``obsm``, from which
 scvi-tools' loaders read batches.
 """
@@ -8,13 +8,14 @@ scvi-tools' loaders read batches.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import rich.pretty  # scvi-tools uses it to print registries without importing it
 import rich.table
+from pandas.api.types import infer_dtype
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import BaseAnnDataField
 
@@ -22,16 +23,14 @@ from scgen_diffusion._arguments import known_names, warn_user
 
 from ._checks import check_distinct_columns, check_names
 from ._condition_keys import (
-    NUMBERS,
-    ArrayKey,
+    CLASSES,
     CategoricalKey,
     ConditionKey,
     ContinuousKey,
     SetKey,
     are_unlabeled,
-    check_array,
+    check_numbers,
     key_from_state,
-    kinds_of,
     labeled_part,
     with_columns,
 )
@@ -85,20 +84,16 @@ class ConditionSetup:
         condition_embeddings: Mapping[str, pd.DataFrame] | None,
         unlabeled_category: str | None = None,
     ) -> ConditionSetup:
-        """Return the setup of arguments of ``setup_anndata``; :meth:`checked` compares it with the cells.
+        """Return the setup of arguments of ``setup_anndata``, with embeddings in single precision.
 
         Raises
         ------
         TypeError
             For arguments that are not lists of names, not mappings, or not text.
         ValueError
-            For a name that is listed twice, or that generated cells use; for ``unlabeled_category`` without classes.
+            For a name that is listed twice, or that generated cells use; for control values and embeddings that do not
+            fit; for ``unlabeled_category`` without classes.
         """
-        mappings = {"control_values": control_values, "condition_embeddings": condition_embeddings}
-        for argument, given in mappings.items():
-            if not isinstance(given, Mapping | None):
-                msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
-                raise TypeError(msg)
         categorical = check_names(condition_keys, "condition_keys")
         continuous = check_names(continuous_condition_keys, "continuous_condition_keys")
         if not isinstance(sets := set_condition_keys, Mapping):
@@ -110,51 +105,26 @@ class ConditionSetup:
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
             raise ValueError(msg)
+        for argument, given, known in (
+            ("control_values", control_values, listed),
+            ("condition_embeddings", condition_embeddings, [*categorical, *sets]),
+        ):
+            if not isinstance(given, Mapping | None):
+                msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
+                raise TypeError(msg)
+            if wrong := [name for name in given or () if name not in known]:
+                msg = f"`{argument}` cannot be given for {wrong[0]!r}. {known_names(wrong[0], known)}"
+                raise ValueError(msg)
         if not isinstance(unlabeled_category, str | None):
             msg = f"`unlabeled_category` must be text, such as 'Unknown', but found {unlabeled_category!r}."
             raise TypeError(msg)
         if unlabeled_category is not None and not categorical:
             msg = "`unlabeled_category` needs `condition_keys`; only these can lack labels."
             raise ValueError(msg)
-        controls, tables = dict(control_values or {}), dict(condition_embeddings or {})
-        return cls(categorical, continuous, dict(sets), controls, tables, unlabeled_category)
-
-    def checked(self, adata: AnnData | MuData) -> ConditionSetup:
-        """Raise unless the setup fits the cells; return it with embeddings of single precision.
-
-        Raises
-        ------
-        KeyError
-            For an unknown column of ``obs`` or array of ``obsm``.
-        ValueError
-            For missing labels, and for names, values, separators and embeddings that do not fit.
-
-        Warns
-        -----
-        UserWarning
-            If a column of classes looks like numbers, cell names or missing labels.
-        """
-        controls, tables = self.control_values, self.condition_embeddings
-        check_conditions(adata, self.names, self.continuous_condition_keys, self.may_be_missing)
-        for name in self.condition_keys:
-            _check_classes(name, labeled_part(adata.obs[name], self.unlabeled_category))
-        for name, separator in self.set_condition_keys.items():
-            _check_sets(name, adata.obs[name], separator, controls.get(name))
-        columns = [name for name in self.names if name in adata.obs]
-        for given, what, kind, known in (
-            (controls, "a control value", f"column of {owner_of(adata)}.obs among the condition keys", columns),
-            (tables, "an embedding", "categorical or set key", [*self.condition_keys, *self.set_condition_keys]),
-        ):
-            if wrong := [name for name in given if name not in known]:
-                msg = f"{wrong[0]!r} has {what}, but is not a {kind}. {known_names(wrong[0], known)}"
-                raise ValueError(msg)
-        checked = {key: _checked_table(key, table) for key, table in tables.items()}
-        return replace(self, condition_embeddings=self.without_unlabeled(checked))
-
-    def without_unlabeled(self, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-        """Leave the row of cells without a label, which are no class, out of embedding tables."""
-        unlabeled = {name: [self.unlabeled_category] for name in self.may_be_missing}
-        return {name: table.drop(index=unlabeled.get(name, []), errors="ignore") for name, table in tables.items()}
+        tables = {name: _checked_table(name, table) for name, table in (condition_embeddings or {}).items()}
+        for name in tables.keys() & set(categorical):
+            tables[name] = tables[name].drop(index=[unlabeled_category], errors="ignore")
+        return cls(categorical, continuous, dict(sets), dict(control_values or {}), tables, unlabeled_category)
 
     @classmethod
     def picked_from(cls, given: Mapping[str, Any]) -> ConditionSetup:
@@ -176,20 +146,26 @@ class ConditionSetup:
 
         Raises
         ------
+        KeyError
+            For an unknown column of ``obs`` or array of ``obsm``.
         ValueError
-            If no cell has all labels.
+            For missing labels, also if no cell has all, and for values, controls and embeddings that do not fit.
 
         Warns
         -----
         UserWarning
-            If every cell has all labels, although ``unlabeled_category`` is given.
+            If a column of classes looks like numbers, cell names or missing labels, or if every cell has all labels,
+            although ``unlabeled_category`` is given.
         """
+        check_conditions(cells, self.names, self.continuous_condition_keys, self.may_be_missing)
         obs, unlabeled = cells.obs, self.unlabeled_category
+        for name in self.condition_keys:
+            _check_classes(name, labeled_part(obs[name], unlabeled))
+        for name, separator in self.set_condition_keys.items():
+            _check_sets(name, obs[name], separator, self.control_values.get(name))
         are_missing = np.any([are_unlabeled(obs[name], unlabeled) for name in self.condition_keys], axis=0)
         if unlabeled is not None and not are_missing.any():
-            labels = [value for name in self.condition_keys for value in obs[name].unique()]
-            near = known_names(unlabeled, list(dict.fromkeys(labels)))
-            warn_user(f"`unlabeled_category` is {unlabeled!r}, which no cell has in {self.condition_keys}. {near}")
+            warn_user(f"`unlabeled_category` is {unlabeled!r}, which no cell has in {self.condition_keys}.")
         if are_missing.all():
             msg = f"No cell has a label in all of {self.condition_keys}; each is {unlabeled!r} or missing in one."
             raise ValueError(msg)
@@ -197,9 +173,7 @@ class ConditionSetup:
         return [
             *(CategoricalKey.of(name, obs[name], *known[name], unlabeled) for name in self.condition_keys),
             *(
-                ContinuousKey.of(name, obs[name], known[name][0])
-                if name in obs
-                else ArrayKey.of(name, cells.obsm[name])
+                ContinuousKey.of(name, (obs if name in obs else cells.obsm)[name], self.control_values.get(name))
                 for name in self.continuous_condition_keys
             ),
             *(SetKey.of(name, obs[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
@@ -229,9 +203,7 @@ class ConditionField(BaseAnnDataField):
         self.is_empty = not setup.names
 
     def validate_field(self, adata: AnnData | MuData) -> None:
-        """Raise unless every cell has a value for every key that needs one."""
-        setup = self.setup
-        check_conditions(adata, setup.names, setup.continuous_condition_keys, setup.may_be_missing)
+        """Do nothing: values are checked when they are encoded."""
 
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
         """Learn the keys and write the codes; scvi-tools repeats this if the cells were set up for another model."""
@@ -249,11 +221,9 @@ class ConditionField(BaseAnnDataField):
         **_: Any,
     ) -> dict[str, Any]:
         """Write the codes of other cells with known keys; for fine-tuning, the keys learn new values first."""
-        self.validate_field(adata_target)
         by_key = keys_of_state(state_registry)
         if extend_categories:
-            tables = self.setup.condition_embeddings
-            by_key = [key.extended(values_of(adata_target, key), tables.get(key.name)) for key in by_key]
+            by_key = extend_keys(by_key, adata_target, self.setup.condition_embeddings)
         return self._write(adata_target, by_key)
 
     def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
@@ -285,31 +255,20 @@ def keys_to_check(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str],
 
 
 def encode_conditions(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:
-    """Return the codes of all keys, ``(cells, columns)``."""
+    """Return the codes of all keys, ``(cells, columns)``, after :func:`check_conditions`."""
+    check_conditions(cells, *keys_to_check(by_key))
     codes = np.zeros((len(cells.obs), sum(key.n_columns for key in by_key)))
     for key, columns in with_columns(by_key):
-        codes[:, columns] = key.encode_cells(values_of(cells, key), f"{owner_of(cells)}.{key.source}")
+        codes[:, columns] = key.encode_cells(getattr(cells, key.source)[key.name], key.source)
     return codes
 
 
-def owner_of(cells: AnnData | MuData) -> str:
-    """Return the usual name of such cells, for messages."""
-    return getattr(cells, "owner", "mdata" if hasattr(cells, "mod") else "adata")
-
-
-def values_of(cells: AnnData | MuData, key: ConditionKey) -> Any:
-    """Return the values of a key: a column of ``obs``, or an array of ``obsm``.
-
-    Raises
-    ------
-    KeyError
-        If the cells have none there.
-    """
-    table = getattr(cells, key.source)
-    if key.name not in table:
-        msg = f"The model reads {key.name!r} from {owner_of(cells)}.{key.source}, but these cells do not have it there."
-        raise KeyError(msg)
-    return table[key.name]
+def extend_keys(
+    by_key: Sequence[ConditionKey], cells: AnnData | MuData, tables: Mapping[str, pd.DataFrame]
+) -> list[ConditionKey]:
+    """Return keys that have learned the values of other cells, or of the rows of extended embedding tables."""
+    check_conditions(cells, *keys_to_check(by_key))
+    return [key.extended(getattr(cells, key.source)[key.name], tables.get(key.name)) for key in by_key]
 
 
 def extend_tables(
@@ -341,60 +300,41 @@ def check_conditions(
     keys: Sequence[str],
     numbers: Collection[str] = (),
     may_be_missing: Collection[str] = (),
-    *,
-    kind: str = "condition",
 ) -> None:
-    """Raise unless every key is a column of ``obs`` with a label for every cell.
+    """Raise unless every key is a column of ``obs`` with a value for every cell.
 
     Those of ``numbers`` hold numbers, and may be arrays of ``obsm`` instead. Cells may lack labels of those in
-    ``may_be_missing``. ``kind`` is for messages.
+    ``may_be_missing``.
     """
-    obs, owner = cells.obs, owner_of(cells)
     for key in keys:
-        is_array = key in numbers and key in cells.obsm
         if "/" in str(key):
-            msg = f"The {kind} key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it."
+            msg = f"The key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it."
             raise ValueError(msg)
-        if is_array and key in obs:
-            msg = f"The condition key {key!r} is in {owner}.obs and in {owner}.obsm; rename one of them."
+        is_array = key in numbers and key in cells.obsm
+        if is_array and key in cells.obs:
+            msg = f"The condition key {key!r} is in obs and in obsm; rename one of them."
             raise ValueError(msg)
         if is_array:
-            check_array(key, cells.obsm[key])
+            check_numbers(key, cells.obsm[key])
             continue
-        if key not in obs:
-            _raise_unknown(cells, key, kind, may_be_array=key in numbers)
-        check_distinct_columns(obs[[key]].columns, f"{owner}.obs")
-        missing = obs[key].isna()
+        if key not in cells.obs:
+            known = [*cells.obs, *(cells.obsm if key in numbers else ())]
+            msg = f"The key {key!r} is neither in obs nor an array of numbers. {known_names(key, known)}"
+            raise KeyError(msg)
+        check_distinct_columns(cells.obs[[key]].columns, "obs")
+        missing = cells.obs[key].isna()
         if missing.any() and key not in may_be_missing:
-            what, cell = "number" if key in numbers else "label", obs.index[missing].tolist()[0]
-            msg = f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as {cell!r}."
-            if what == "label" and kind == "condition":
-                msg += " Remove them, give them one, or set up with `unlabeled_category='Unknown'`."
+            msg = (
+                f"obs[{key!r}] has no value for {missing.sum()} cells. Remove them, or give them one; `condition_keys` "
+                "may lack labels with `unlabeled_category='Unknown'`."
+            )
             raise ValueError(msg)
-
-
-def _raise_unknown(cells: AnnData | MuData, key: str, kind: str, *, may_be_array: bool) -> NoReturn:
-    """Raise KeyError for a key that the cells lack, with the names that they have, also in modalities."""
-    owner, modalities = owner_of(cells), getattr(cells, "mod", {})
-    places = f"{owner}.obs or {owner}.obsm" if may_be_array else f"{owner}.obs"
-    known = [*cells.obs.columns, *(f"{name}:{own}" for name, part in modalities.items() for own in part.obs.columns)]
-    known += [name for name in cells.obsm if name != OBSM_KEY] if may_be_array else []
-    advice = known_names(key, known)
-    if kind == "condition" and not may_be_array and key in cells.obsm:
-        advice = f"It is in {owner}.obsm: list it in `continuous_condition_keys`."
-    elif modalities:
-        advice += " `mdata.pull_obs()` copies the columns of modalities."
-    msg = f"The {kind} key {key!r} is not in {places}. {advice}"
-    raise KeyError(msg)
 
 
 def _check_classes(name: str, column: pd.Series) -> None:
     """Raise unless a column can hold classes, and warn if it looks like something else."""
-    types = (str, int, float, np.integer, np.floating, np.bool_)
-    values = _check_types(name, column, types, "text, numbers or booleans")
-    kinds = kinds_of(values)
-    if len(kinds) > 1:
-        msg = f"obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
+    if (kind := infer_dtype(column.astype(object))) not in CLASSES:
+        msg = f"obs[{name!r}] must hold text, numbers or booleans, and only one of these, but is {kind}."
         raise ValueError(msg)
     texts = [value for value in column.unique() if isinstance(value, str)]
     if missing := sorted(text for text in texts if text.strip().casefold() in LIKE_MISSING):
@@ -403,20 +343,10 @@ def _check_classes(name: str, column: pd.Series) -> None:
             f"`unlabeled_category={missing[0]!r}`."
         )
     if (n_classes := column.nunique()) > max(MANY_CLASSES, len(column) / 2):
-        advice = "`continuous_condition_keys` takes amounts" if kinds == {NUMBERS} else "names of cells are no classes"
-        warn_user(f"obs[{name!r}] has {n_classes:,} classes in {len(column):,} cells, too many to learn; {advice}.")
-
-
-def _check_types(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Collection[Any]:
-    """Return the values of a column (objects may repeat); raise if any is of another type."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        values = column.cat.categories
-    else:
-        values = column if column.dtype == object else column.unique()  # objects may have no hash
-    if strange := [value for value in values if not isinstance(value, types)]:
-        msg = f"obs[{name!r}] may hold {allowed} only, but holds {strange[0]!r} of type {type(strange[0]).__name__}."
-        raise ValueError(msg)
-    return values
+        warn_user(
+            f"obs[{name!r}] has {n_classes:,} classes in {len(column):,} cells, too many to learn. "
+            "`continuous_condition_keys` takes numbers."
+        )
 
 
 def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> None:
@@ -427,7 +357,9 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
     if control is not None and (not isinstance(control, str) or separator in control):
         msg = f"The control value of {name!r} must be text without the separator {separator!r}, but found {control!r}."
         raise ValueError(msg)
-    _check_types(name, column, (str,), f"text such as 'A{separator}B'")
+    if (kind := infer_dtype(column.astype(object))) != "string":
+        msg = f"obs[{name!r}] must hold text such as 'A{separator}B', but is {kind}."
+        raise ValueError(msg)
 
 
 def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -435,17 +367,13 @@ def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame):
         msg = f"The embedding of {name!r} must be a DataFrame, not {type(table).__name__}."
         raise TypeError(msg)
-    if not table.index.is_unique:
-        msg = f"The embedding of {name!r} has more than one row for {table.index[table.index.duplicated()][0]!r}."
-        raise ValueError(msg)
-    numbers = table.select_dtypes("number")
     with np.errstate(over="ignore"):
-        renamed = numbers.astype("float32").rename(columns=str)
-    if numbers.shape[1] < table.shape[1] or not table.shape[1] or not np.isfinite(renamed.to_numpy()).all():
-        msg = f"The embedding of {name!r} must have at least one column, and only finite numbers of single precision."
+        numbers = table.select_dtypes("number").astype("float32").rename(columns=str)
+    is_whole = table.index.is_unique and numbers.columns.is_unique and numbers.shape == table.shape
+    if not is_whole or not numbers.size or not np.isfinite(numbers.to_numpy()).all():
+        msg = f"The embedding of {name!r} must have distinct rows and columns, and only finite numbers (float32)."
         raise ValueError(msg)
-    check_distinct_columns(renamed.columns, f"The embedding of {name!r}")
-    return renamed
+    return numbers
 
 
 # --- what scvi-tools registered of a model's cells --------------------------------------------------------------------

@@ -17,21 +17,11 @@ from scipy.spatial import KDTree
 from scgen_diffusion._arguments import check_count, known_names
 
 from ._checks import check_distinct_columns, obs_column
-from ._condition_keys import (
-    LARGEST_DISTANCE,
-    N_PLACES,
-    ArrayKey,
-    ConditionKey,
-    ContinuousKey,
-    have_labels,
-    reach_of,
-    with_columns,
-)
+from ._condition_keys import MOST_CELLS, ROUNDING, ConditionKey, have_labels, with_columns
 
 OPEN = -np.inf  # code of a condition that is still to be drawn
-N_VALUES = 256  # distinct values kept of a number
 FEWEST_TRAINING_CELLS = 10  # labels and combinations with fewer give a warning
-N_NEIGHBOURS = 15  # training cells around numbers, or a row of an array, from which open values are drawn
+N_NEIGHBOURS = 15  # training cells around given numbers, from which open values are drawn
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | AnnData | MuData | None
 
@@ -100,11 +90,10 @@ class Conditions:
     by_key
         The keys, in the order of their columns.
     combinations
-        Codes of each combination that occurs, ``(combinations, columns)``. Numbers are rounded to at most 256 values.
-        Arrays are those of at most 16,384 cells, a random sample among the cells with the same classes, sets and
-        numbers (at least one of each).
+        Codes of each combination that occurs, ``(combinations, columns)``. With numbers, they are those of at most
+        16,384 cells, a random sample, and of one cell with each combination of classes and sets.
     n_cells
-        Number of training cells of each combination.
+        Number of training cells of each combination, of which those in a sample stand for equally many.
     """
 
     by_key: Sequence[ConditionKey]
@@ -115,15 +104,13 @@ class Conditions:
     def from_codes(cls, by_key: Sequence[ConditionKey], codes: np.ndarray) -> Conditions:
         """Count the combinations among codes ``(cells, columns)``, of the cells that have all labels."""
         codes = codes[have_labels(by_key, codes)].astype(float)
-        for key, columns in with_columns(by_key):
-            if isinstance(key, ContinuousKey) and len(codes):
-                codes[:, columns] = _round_to_quantiles(codes[:, columns])
-        n_cells = np.ones(len(codes), dtype=int)
-        none = cls(by_key, codes[:0], n_cells[:0])
-        if none._are_arrays.any() and len(codes) > N_PLACES:
-            kept, n_cells = _thin_out(codes[:, ~none._are_arrays])
-            codes = codes[kept]
-        return none.joined(codes, n_cells)
+        none, share = cls(by_key, codes[:0], np.zeros(0, int)), 1
+        if none.are_numbers.any() and len(codes) > MOST_CELLS:
+            classes = np.where(none.are_numbers, 0, codes)
+            one_of_each = np.unique(classes, axis=0, return_index=True)[1]
+            sample = np.random.default_rng(0).choice(len(codes), MOST_CELLS, replace=False)
+            codes, share = codes[np.union1d(sample, one_of_each)], len(codes) // MOST_CELLS
+        return none.joined(codes, np.full(len(codes), share))
 
     def joined(self, combinations: np.ndarray, n_cells: np.ndarray) -> Conditions:
         """Return the conditions with added combinations ``(combinations, columns)`` of other cells."""
@@ -170,9 +157,8 @@ class Conditions:
         for key in self.by_key:
             if key.name not in getattr(request, key.source):
                 continue
-            if isinstance(key, ArrayKey):
-                rows = key.rows(request.obsm[key.name], "`condition`.obsm")
-                table |= dict(zip(key.table_columns, rows.T, strict=True))
+            if key.source == "obsm":
+                table |= {f"{key.name}_{number}": column for number, column in enumerate(request.obsm[key.name].T)}
             else:
                 table[key.name] = obs_column(request, key.name, "condition").array
         if not table:
@@ -194,26 +180,15 @@ class Conditions:
         if isinstance(request, pd.DataFrame):
             check_distinct_columns(request.columns, "`condition`")
         requested = {} if request is None else dict(request.items())
-        known = list(self.keys)
-        for key in self.by_key:
-            if isinstance(key, ArrayKey) and isinstance(request, pd.DataFrame):
-                known += key.table_columns
-                missing = [column for column in key.table_columns if column not in requested]
-                if 0 < len(missing) < len(key.table_columns):
-                    msg = f"`condition` has some columns of {key.name!r}, but lacks {missing}."
-                    raise ValueError(msg)
-                if not missing:
-                    requested[key.name] = np.array([requested.pop(column) for column in key.table_columns]).T
+        for key in self.by_key if isinstance(request, pd.DataFrame) else ():
+            columns = [f"{key.name}_{number}" for number in range(key.n_columns)]
+            if key.source == "obsm" and requested.keys() >= set(columns):
+                requested[key.name] = np.array([requested.pop(column) for column in columns]).T
         for name in requested:
             if name not in self.keys:
-                msg = f"`condition` has the unknown key {name!r}. {known_names(name, known)}"
+                msg = f"`condition` has the unknown key {name!r}. {known_names(name, self.keys)}"
                 raise ValueError(msg)
         return requested
-
-    def lengths(self, requested: Mapping[str, Any]) -> dict[str, int]:
-        """Return the number of values of each requested key that has a list."""
-        given = [(key, requested[key.name]) for key in self.by_key if key.name in requested]
-        return {key.name: len(values) for key, values in given if not key.is_single(values)}
 
     def encode(self, request: ConditionRequest, n_cells: int | None) -> np.ndarray:
         """Turn a user's request into codes ``(n_cells, columns)``, :data:`OPEN` for keys left out.
@@ -222,7 +197,7 @@ class Conditions:
         ----------
         request
             A mapping from key to a value, or to a list with one value per cell or fewer (each for an equal share of the
-            cells); a table with one row per cell; cells, whose conditions are taken; or None.
+            cells); a table with such columns; cells, whose conditions are taken; or None.
         n_cells
             Number of cells. You can leave it out if the request has a length.
 
@@ -235,14 +210,17 @@ class Conditions:
 
     def request(self, request: ConditionRequest, n_cells: int | None) -> RequestedCodes:
         """Check a user's request like :meth:`encode`, without a row in memory for each cell."""
-        request = self.as_table(request)
-        requested = self.named(request)
-        n_cells = _resolve_length(self.lengths(requested), n_cells, exact=isinstance(request, pd.DataFrame))
-        given = []
-        for key, columns in self.parts:
-            if key.name not in requested:
-                continue
-            listed = key.listed(requested[key.name])
+        requested = self.named(self.as_table(request))
+        parts = [(key, columns, requested[key.name]) for key, columns in self.parts if key.name in requested]
+        if n_cells is None:
+            lengths = {len(values) for key, _, values in parts if not key.is_single(values)}
+            if len(lengths) != 1:
+                msg = f"`n_cells` is needed unless `condition` has lists of one length, not {sorted(lengths)}."
+                raise ValueError(msg)
+            (n_cells,) = lengths
+        n_cells, given = check_count("n_cells", n_cells), []
+        for key, columns, values in parts:
+            listed = key.listed(values)
             if not 0 < len(listed) <= n_cells:
                 msg = f"`condition[{key.name!r}]` has {len(listed)} values for {n_cells} cells; give 1 to {n_cells}."
                 raise ValueError(msg)
@@ -254,9 +232,9 @@ class Conditions:
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw open values from the training distribution, given the others.
 
-        They are drawn from the training cells with the given classes and sets. Given numbers and arrays each leave the
-        15 nearest of these cells (more if there are more at the nearest number or place), without those that are far
-        unless all are. If no cell has the given classes and sets together, they are drawn from all cells.
+        They are drawn from the training cells with the given classes and sets, or from all cells if there are none.
+        With given numbers, the 15 nearest of these cells count, but for those beyond the reach of the keys if others
+        are within it.
 
         Parameters
         ----------
@@ -265,10 +243,21 @@ class Conditions:
         uniform
             One random number in ``[0, 1)`` per cell.
         """
-        drawn = codes.copy()
-        for pattern, rows in _distinct(self._snapped(codes)):
-            if (pattern == OPEN).any():
-                drawn[rows] = self.combinations[self._training_cells(pattern).draw(codes[rows], uniform[rows])]
+        drawn, uniform = codes.copy(), uniform.astype(float)
+        for pattern, rows in self._by_classes(codes):
+            cells, are_given = self._cells_with(pattern), self.are_numbers & (pattern != OPEN)
+            cells = cells if len(cells) else np.arange(len(self.combinations))
+            if not are_given.any():
+                drawn[rows] = self._draw(cells, uniform[rows])
+                continue
+            search = self._search(cells, are_given)
+            wanted = self._in_reach(codes[rows], are_given)
+            distances, near = search.query(wanted, range(1, min(N_NEIGHBOURS, len(cells)) + 1), p=np.inf)
+            n_nearer = np.cumsum(self.n_cells[cells[near]], axis=1)[:, :-1]
+            enough = np.take_along_axis(distances, (n_nearer < N_NEIGHBOURS).sum(1, keepdims=True), 1)[:, 0]
+            limit = np.maximum(np.minimum(enough, 1), distances[:, 0])
+            around = search.query_ball_point(wanted, limit * (1 + ROUNDING), p=np.inf, return_sorted=True)
+            drawn[rows] = [self._draw(cells[found], one) for found, one in zip(around, uniform[rows], strict=True)]
         return np.where(codes == OPEN, drawn, codes)
 
     def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
@@ -278,7 +267,7 @@ class Conditions:
 
     def to_obsm(self, codes: np.ndarray) -> dict[str, np.ndarray]:
         """Return the arrays among codes ``(n, columns)``."""
-        return {key.name: key.decode(codes[:, columns]) for key, columns in self.parts if isinstance(key, ArrayKey)}
+        return {key.name: key.decode(codes[:, columns]) for key, columns in self.parts if key.source == "obsm"}
 
     def describe(self, codes: np.ndarray) -> str:
         """Return one combination ``(columns,)`` as text, without open values."""
@@ -286,222 +275,54 @@ class Conditions:
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
     def unseen(self, codes: np.ndarray) -> np.ndarray:
-        """Return the distinct ones of codes ``(n, columns)`` that no training cell has, or none near their arrays."""
+        """Return the distinct ones of codes ``(n, columns)`` that :meth:`are_unseen`."""
         codes = np.unique(codes, axis=0)
         return codes[self.are_unseen(codes)]
 
-    def exact(self, codes: np.ndarray) -> np.ndarray:
-        """Return codes ``(columns,)`` that a network kept in single precision as the training cells have them."""
-        are_same = self.combinations.astype(np.float32) == codes
-        return np.where(are_same.any(0), self.combinations[are_same.argmax(0), np.arange(len(codes))], codes)
-
     def are_unseen(self, codes: np.ndarray) -> np.ndarray:
-        """Mark the codes ``(n, columns)`` that no training cell has, or none near their arrays, ``(n,)``."""
-        found, snapped, known = np.zeros(len(codes), dtype=bool), self._snapped(codes), codes.copy()
-        for is_given, rows in _distinct(codes != OPEN):
-            exact = is_given & ~self._are_arrays
-            if exact.any():  # classes and members are whole numbers, so that others are farther than near numbers
-                search = KDTree(np.unique(self.combinations[:, exact], axis=0))
-                found[rows] = search.query(snapped[rows][:, exact], p=np.inf)[0] > LARGEST_DISTANCE
-        for key, columns in self.parts:
-            rows = np.flatnonzero(~found & (codes[:, columns.start] != OPEN))
-            if isinstance(key, ArrayKey) and len(rows):
-                places = self._places[key.name]
-                known[rows, columns] = places.data[places.query(codes[rows, columns])[1]]
-        near = np.flatnonzero(~found & (self._are_arrays & (codes != OPEN)).any(1))
-        for pattern, own in _distinct(snapped[near]):
-            found[near[own]] = self._training_cells(pattern).are_far(known[near[own]])
-        return found
+        """Mark the codes ``(n, columns)`` without a training cell of the given classes and sets in reach, ``(n,)``.
 
-    def extrapolated(self, codes: np.ndarray) -> list[str]:
-        """Describe the first of the numbers of each key, among codes ``(n, columns)``, that no training cell is near.
-
-        A number is near within the range, and no farther from the nearest number than a quarter of the standard
-        deviation, or than nearly all numbers are from their neighbours (:func:`reach_of`). So 6 is near 0, 2, 4 and 8.
-        The same holds for arrays.
+        A cell is in reach if none of its numbers differs from a given one by more than the reach of the key.
         """
-        named = []
-        for key, columns in self.parts:
-            values = codes[codes[:, columns.start] != OPEN, columns]
-            if key.is_numeric and len(values):
-                is_outside = key.is_outside(values) if isinstance(key, ContinuousKey) else False
-                far = values[is_outside | self._are_far(key, values)]
-                count = f", one of {len(far)}" if len(far) > 1 else ""
-                named += [f"{key.name}={key.describe(value)} (no training cell is near{count})" for value in far[:1]]
-        return named
-
-    def are_far(self, codes: np.ndarray) -> np.ndarray:
-        """Mark the codes ``(n, columns)`` with a number or an array that no training cell is near, ``(n,)``."""
-        far = [self._are_far(key, codes[:, columns]) for key, columns in self.parts if key.is_numeric]
-        return np.any(far, axis=0) if far else np.zeros(len(codes), dtype=bool)
-
-    def _are_far(self, key: ConditionKey, values: np.ndarray) -> np.ndarray:
-        """Mark the numbers or arrays ``(n, columns of the key)`` that no training cell is near, ``(n,)``."""
-        places = self._places[key.name]
-        return places.query(values)[0] > (key.reach if isinstance(key, ArrayKey) else reach_of(places.data))
+        are_unseen = np.zeros(len(codes), dtype=bool)
+        for pattern, rows in self._by_classes(codes):
+            cells, are_given = self._cells_with(pattern), self.are_numbers & (pattern != OPEN)
+            if not len(cells):
+                are_unseen[rows] = True
+            elif are_given.any():
+                wanted = self._in_reach(codes[rows], are_given)
+                are_unseen[rows] = self._search(cells, are_given).query(wanted, p=np.inf)[0] > 1
+        return are_unseen
 
     @cached_property
-    def _places(self) -> dict[str, KDTree]:
-        """The training cells' values of each number and array."""
-        numeric = [(key.name, columns) for key, columns in self.parts if key.is_numeric]
-        return {name: KDTree(np.unique(self.combinations[:, columns], axis=0)) for name, columns in numeric}
+    def are_numbers(self) -> np.ndarray:
+        """Mark the columns with numbers, ``(columns,)``."""
+        return np.array([key.is_numeric for key in self.by_key for _ in range(key.n_columns)], dtype=bool)
 
-    def _mark(self, of_keys: Sequence[bool]) -> np.ndarray:
-        """Repeat what holds for each key for each of its columns, ``(columns,)``."""
-        return np.repeat(np.array(of_keys, dtype=bool), [key.n_columns for key in self.by_key] or 0)
+    def _by_classes(self, codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the distinct ones of codes ``(n, columns)``, with 0 for given numbers, and their rows."""
+        classes = np.where(self.are_numbers & (codes != OPEN), 0, codes)
+        patterns, number = np.unique(classes, axis=0, return_inverse=True)
+        order, ends = np.argsort(number.ravel(), kind="stable"), np.cumsum(np.bincount(number.ravel()))
+        yield from zip(patterns, np.split(order, ends)[:-1], strict=True)
 
-    @cached_property
-    def _are_arrays(self) -> np.ndarray:
-        return self._mark([isinstance(key, ArrayKey) for key in self.by_key])
+    def _cells_with(self, pattern: np.ndarray) -> np.ndarray:
+        """Return the numbers of the combinations with the classes and sets of a pattern ``(columns,)``."""
+        are_given = (pattern != OPEN) & ~self.are_numbers
+        return np.flatnonzero((self.combinations[:, are_given] == pattern[are_given]).all(1))
 
-    @cached_property
-    def _are_numbers(self) -> np.ndarray:
-        return self._mark([isinstance(key, ContinuousKey) for key in self.by_key])
+    def _in_reach(self, codes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return some columns of codes in units of the reach of their keys."""
+        return (codes / [key.reach for key in self.by_key for _ in range(key.n_columns)])[:, columns]
 
-    def _snapped(self, codes: np.ndarray) -> np.ndarray:
-        """Replace numbers in codes ``(n, columns)`` by the nearest ones of the training cells, and arrays by zero."""
-        snapped = np.where(self._are_arrays & (codes != OPEN), 0, codes)
-        for key, columns in self.parts:
-            if isinstance(key, ContinuousKey) and len(self.combinations):
-                nearest = _nearest(self.combinations[:, columns], codes[:, columns])
-                snapped[:, columns] = np.where(codes[:, columns] == OPEN, OPEN, nearest)
-        return snapped
+    def _search(self, cells: np.ndarray, columns: np.ndarray) -> KDTree:
+        return KDTree(self._in_reach(self.combinations[cells], columns))
 
-    @cached_property
-    def _found(self) -> dict[bytes, _TrainingCells]:
-        """Results of :meth:`_training_cells`, by pattern; each block of cells asks for the same ones."""
-        return {}
-
-    def _training_cells(self, pattern: np.ndarray) -> _TrainingCells:
-        """Return the training cells with the classes and sets of a pattern ``(columns,)``, and near its numbers.
-
-        These are the cells at the nearest numbers and, if they are fewer than 15, those of the 15 nearest cells that
-        are near. If no cell has the classes and sets, they are all cells.
-        """
-        if pattern.tobytes() not in self._found:
-            is_given = pattern != OPEN
-            exact, numbers = is_given & ~self._are_arrays & ~self._are_numbers, is_given & self._are_numbers
-            rows = np.flatnonzero((self.combinations[:, exact] == pattern[exact]).all(1))
-            if len(rows) and numbers.any():
-                distances = np.abs(self.combinations[rows][:, numbers] - pattern[numbers]).max(1)
-                order = np.argsort(distances)
-                n_nearer = np.searchsorted(np.cumsum(self.n_cells[rows[order]])[:-1], N_NEIGHBOURS)
-                enough = distances[order[n_nearer]]
-                rows = rows[distances <= max(min(enough, LARGEST_DISTANCE), distances.min())]
-            if not len(rows):
-                rows = np.arange(len(self.combinations))
-            arrays = np.flatnonzero(is_given & self._are_arrays)
-            given = [key.reach for key, own in self.parts if isinstance(key, ArrayKey) and is_given[own.start]]
-            reach = float(np.linalg.norm(given))
-            self._found[pattern.tobytes()] = _TrainingCells(self, rows, arrays, reach)
-        return self._found[pattern.tobytes()]
-
-
-class _TrainingCells:
-    """Training cells of some combinations, by the places of the arrays that were asked for.
-
-    Parameters
-    ----------
-    conditions
-        The conditions of all training cells.
-    rows
-        Numbers of the combinations.
-    arrays
-        Columns of the arrays.
-    reach
-        Distance within which a place is near.
-    """
-
-    def __init__(self, conditions: Conditions, rows: np.ndarray, arrays: np.ndarray, reach: float) -> None:
-        self.arrays, self.reach = arrays, reach
-        places, place = np.unique(self._place(conditions.combinations[rows]), axis=0, return_inverse=True)
-        self.search = KDTree(places)
-        order = np.argsort(place.ravel(), kind="stable")
-        self.rows, self.ends = rows[order], np.cumsum(conditions.n_cells[rows[order]])
-        self.n_cells = np.bincount(place.ravel(), weights=conditions.n_cells[rows])
-        self.starts = np.cumsum(self.n_cells) - self.n_cells
-
-    def _place(self, codes: np.ndarray) -> np.ndarray:
-        """Return the places of codes ``(n, columns of all keys)``; without arrays, all are at one."""
-        return codes[:, self.arrays] if len(self.arrays) else np.zeros((len(codes), 1))
-
-    def draw(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Draw a combination for each of some codes ``(m, columns of all keys)``, from the cells around its place."""
-        n_places = min(N_NEIGHBOURS, self.search.n)
-        distances, nearest = self.search.query(self._place(codes), np.arange(n_places) + 1)
-        weights = self.n_cells[nearest]
-        are_enough = np.cumsum(weights, axis=1) - weights >= N_NEIGHBOURS
-        weights[are_enough | (distances > np.maximum(self.reach, distances[:, :1]))] = 0
-        cumulative = np.cumsum(weights, axis=1)
-        total = cumulative[:, -1]
-        targets = np.minimum(uniform * total, np.nextafter(total, 0))
-        chosen = (cumulative <= targets[:, None]).sum(1, keepdims=True)
-        before = np.take_along_axis(cumulative - weights, chosen, 1)[:, 0]
-        place = np.take_along_axis(nearest, chosen, 1)[:, 0]
-        found = np.searchsorted(self.ends, self.starts[place] + targets - before, side="right")
-        return self.rows[found.clip(max=len(self.rows) - 1)]
-
-    def are_far(self, codes: np.ndarray) -> np.ndarray:
-        """Mark the codes ``(m, columns of all keys)`` whose arrays no cell is near, ``(m,)``."""
-        return self.search.query(self._place(codes))[0] > self.reach
-
-
-def _distinct(codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the distinct ones of codes ``(n, columns)``, with their rows."""
-    if not len(codes):
-        return
-    patterns, members = np.unique(codes, axis=0, return_inverse=True)
-    order = np.argsort(members.ravel(), kind="stable")
-    ends = np.cumsum(np.bincount(members.ravel()))
-    yield from zip(patterns, np.split(order, ends[:-1]), strict=True)
-
-
-def _thin_out(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Choose about 16,384 cells at random, and at least one with each of the codes ``(cells, columns)``.
-
-    Returns
-    -------
-    tuple
-        Their rows, and the number of cells that each stands for.
-    """
-    group = np.unique(codes, axis=0, return_inverse=True)[1].ravel() if codes.shape[1] else np.zeros(len(codes), int)
-    sizes = np.bincount(group)
-    n_kept = -(-sizes * N_PLACES // len(codes))
-    rows = np.random.default_rng(0).permutation(len(codes))
-    rows = rows[np.argsort(group[rows], kind="stable")]
-    group = group[rows]
-    rank = np.arange(len(rows)) - (np.cumsum(sizes) - sizes)[group]
-    stands_for = sizes[group] // n_kept[group] + (rank < sizes[group] % n_kept[group])
-    return rows[rank < n_kept[group]], stands_for[rank < n_kept[group]]
-
-
-def _round_to_quantiles(column: np.ndarray) -> np.ndarray:
-    """Round the values of a column ``(cells, 1)`` to 256 quantiles, if there are more."""
-    values = np.unique(column)
-    if len(values) <= N_VALUES:
-        return column
-    return _nearest(np.quantile(column, (np.arange(N_VALUES) + 0.5) / N_VALUES, method="nearest"), column)
-
-
-def _nearest(values: np.ndarray, requested: np.ndarray) -> np.ndarray:
-    """Return, for each requested value, the nearest of some values."""
-    kept = np.unique(values)
-    return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, requested)]
-
-
-def _resolve_length(lengths: Mapping[str, int], n_cells: int | None, *, exact: bool) -> int:
-    """Return the number of cells of a request; a table (``exact``) must have a row for each."""
-    found = next(iter(lengths.values()), 0)
-    if n_cells is not None:
-        n_cells = check_count("n_cells", n_cells)
-        if exact and lengths and n_cells != found:
-            msg = f"`n_cells` is {n_cells}, but the `condition` table has {found} rows; leave `n_cells` out."
-            raise ValueError(msg)
-        return n_cells
-    if len(set(lengths.values())) != 1 or not found:
-        msg = f"`n_cells` is needed unless `condition` has values for at least one cell, of one number, not {lengths}."
-        raise ValueError(msg)
-    return found
+    def _draw(self, cells: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Draw one of some combinations for each random number, in proportion to their cells."""
+        ends = np.cumsum(self.n_cells[cells])
+        chosen = np.searchsorted(ends, uniform * ends[-1], side="right")
+        return self.combinations[cells[np.minimum(chosen, len(cells) - 1)]]
 
 
 def check_order(given: Mapping[str, Any], names: Callable[[], pd.Index], source: str) -> None:
@@ -524,10 +345,3 @@ def check_order(given: Mapping[str, Any], names: Callable[[], pd.Index], source:
             if not value.index.equals(cells) and cells.is_unique and set(value.index) == set(cells):
                 msg = f"The rows of {what} are the cells in another order; use .loc[{source}]."
                 raise ValueError(msg)
-
-
-def check_order_of_totals(request: ConditionRequest, library_size: Any) -> None:
-    """Raise if total counts have the names of the requested cells in another order."""
-    if isinstance(request, pd.DataFrame | AnnData | MuData):
-        source = "index" if isinstance(request, pd.DataFrame) else "obs_names"
-        check_order({"`library_size`": library_size}, lambda: getattr(request, source), f"condition.{source}")

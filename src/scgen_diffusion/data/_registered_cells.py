@@ -18,7 +18,6 @@ from ._condition_setup import (
     CONDITIONS,
     check_conditions,
     encode_conditions,
-    keys_to_check,
     registered_genes,
     registered_keys,
 )
@@ -154,7 +153,6 @@ class RegisteredCells(GivenCells):
         """
         self._check_values()
         cells = self.cells
-        check_conditions(cells, *keys_to_check(self.by_key))
         codes = encode_conditions(cells, self.by_key)
         self.manager.validate()
         if not np.array_equal(self.codes, codes):
@@ -164,7 +162,7 @@ class RegisteredCells(GivenCells):
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Return columns of ``obs``, such as the donor, with a label for every cell."""
         cells = self.cells
-        check_conditions(cells, names, kind="match")
+        check_conditions(cells, names)
         return cells.obs[list(names)]
 
     def _check_values(self) -> None:

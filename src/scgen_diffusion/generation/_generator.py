@@ -18,7 +18,7 @@ from scgen_diffusion.data import OPEN, digest_of, to_plain
 from scgen_diffusion.diffusion import Generators, Guidance, block_size, check_sampler, samplers_for
 
 from ._library_sizes import resolve_library_size
-from ._request import SamplingOptions, check_batch_size, describe_sampler
+from ._request import SamplingOptions, check_batch_size
 from ._rows import check_finite, rows_of
 from ._support import Corrections, PerturbedGroups, combination_codes, judge, sum_profiles, support_columns
 
@@ -63,9 +63,6 @@ class CellGenerator:
         Name of the model.
     default_sampler
         Name of the default sampler.
-    learned
-        Codes of the combinations that the autoencoder was trained on, ``(combinations, columns)``: those of
-        ``conditions``, unless fine-tuning kept it.
     n_genes
         Size of the panel.
     largest
@@ -76,7 +73,6 @@ class CellGenerator:
     conditions: Conditions
     name: str
     default_sampler: str
-    learned: np.ndarray
     n_genes: int
     largest: Mapping[str, float] = field(default_factory=dict)
 
@@ -98,7 +94,7 @@ class CellGenerator:
                 raise ValueError(msg)
             name, chosen = asked, samplers[asked]
         elif callable(asked) and not isinstance(asked, type):
-            name, chosen = describe_sampler(asked), asked
+            name, chosen = repr(asked), asked
         else:
             msg = f"`sampler` must be a name or a sampler of scgen_diffusion.diffusion, but found {asked!r}."
             raise TypeError(msg)
@@ -139,11 +135,7 @@ class CellGenerator:
         found = [self.conditions.describe(combination) for combination in unseen[:N_UNSEEN]]
         if len(warned):
             first = self.conditions.describe(warned[0])
-            are = f"combination {first} does" if len(warned) == 1 else f"{len(warned)} combinations ({first} ...) do"
-            warn_user(f"The {are} not occur in the training cells.")
-        if extrapolated := self.conditions.extrapolated(codes):
-            warn_user(f"Some numbers are far from those of the training cells: {', '.join(extrapolated)}.")
-            found += extrapolated
+            warn_user(f"{first} does not occur in the training cells; this holds for {len(warned)} combinations.")
         if totals is not None and self.module.library_size.is_fitted:
             largest = self.module.library_size.limits()[:, 1].cpu().numpy()
             if (totals.reshape(len(totals), -1) > LARGE_TOTAL * largest).any():  # NaN, a total to draw, is not
@@ -206,7 +198,7 @@ class CellGenerator:
         flow: Any = self.module.perturbation_flow
         if flow is None or not any(flow.perturbing_keys[key] for key in guidance.keys):
             return codes
-        perturbs, control = flow.perturbs.cpu().numpy(), self.conditions.exact(flow.control.cpu().numpy())
+        perturbs, control = flow.perturbs.cpu().numpy(), flow.control.cpu().numpy()
         combined = combination_codes(self.conditions, perturbs, codes)
         are_new = self.conditions.are_unseen(combined) & (codes != OPEN)[:, perturbs].all(1)
         are_new &= ~self.conditions.are_unseen(np.where(perturbs, control, combined))
@@ -237,7 +229,7 @@ class CellGenerator:
 
         made = list(self._over_blocks(generate, firsts))
         cells, given = zip(*(made[n] for n in number.ravel()), strict=True)
-        supports = judge(self.module, self.conditions, cells, groups.codes, starts=given, learned=self.learned)
+        supports = judge(self.module, self.conditions, cells, groups.codes, starts=given)
         n_cells = np.array([sizes[own].sum() for own in rows])
         columns = support_columns(self.conditions, groups.codes, n_cells, supports)
         return columns, Corrections.of_supports(groups.codes, supports)
@@ -251,7 +243,7 @@ class CellGenerator:
         With few genes, a GPU takes several blocks of random numbers together.
         """
         size, device = block_size(self.module.device), self.module.device.type
-        row = max(self.n_genes, len(self.learned))  # a cell looks its combination up among all
+        row = max(self.n_genes, len(self.conditions.combinations))  # a cell looks its combination up among all
         return size * min(max(VALUES_AT_ONCE.get(device, 0) // (size * row), 1), MOST_BLOCKS)
 
     def round_to_blocks(self, n_cells: int) -> int:
@@ -332,28 +324,22 @@ class CellGenerator:
         generators = Generators(request.seed, cells.tolist(), module.device)
         asked = request.codes[rows]
         starts = self.start_conditions(asked, sampling.guidance)
-        moved = starts != asked
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(starts, generators.uniform().cpu().numpy())
         codes = np.where(asked == OPEN, drawn, asked)
-        condition = module.condition_tensor(codes)
-        start_condition = None
-        if moved.any():
-            moves = torch.from_numpy(moved).to(condition.device)
-            start_condition = torch.where(moves, module.condition_tensor(drawn), condition)
-        values = module.sample_cells(
-            condition,
-            generators,
+        sample = partial(
+            module.sample_cells,
+            module.condition_tensor(codes),
             guidance=sampling.guidance,
             sampler=sampling.sampler,
             n_steps=sampling.n_steps,
             library_size=None if totals is None else totals[rows],
             output=sampling.output,
             n_wanted=n_wanted,
-            start_condition=start_condition,
+            start_condition=module.condition_tensor(drawn) if (starts != asked).any() else None,
             lacking=None if request.lacking is None else request.lacking.of(asked),
         )
-        x = rows_of(values, sparse=module.has_zeros(sampling.output))
+        x = rows_of(module.redraw_empty(sample, generators), sparse=module.has_zeros(sampling.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
         return x, codes[:n_wanted]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -118,12 +117,6 @@ def check_batch_size(batch_size: int | None) -> int:
     return DEFAULT_BATCH_SIZE if batch_size is None else check_count("batch_size", batch_size)
 
 
-def describe_sampler(sampler: Sampler) -> str:
-    """Identify a sampler by its text; one whose text has an address in memory is new in every call."""
-    text = repr(sampler)
-    return f"{text} {uuid.uuid4().hex}" if " at 0x" in text else text
-
-
 def describe_condition(condition: ConditionRequest) -> Any:
     """Return the requested conditions in a form that can be written to files."""
     if condition is None:
@@ -134,14 +127,12 @@ def describe_condition(condition: ConditionRequest) -> Any:
 
 
 def _describe_values(values: Any) -> Any:
-    """Return one value as it is, a set as text, and numbers as an array; of a table and of a long list the length."""
+    """Return one value as it is, a set as text, and several values as an array; of a long list the length."""
     if isinstance(values, AbstractSet):
         return ", ".join(sorted(map(str, values)))
     if np.ndim(values) == 0:
-        plain = values.item() if hasattr(values, "item") else values
-        return plain if isinstance(plain, str | bool | int | float) else float(plain)  # such as a Decimal
-    if hasattr(values, "columns") or len(values) > LONGEST_LIST:
+        return values.item() if hasattr(values, "item") else values
+    if len(values) > LONGEST_LIST:
         return f"{len(values)} values"  # `obs` has them
-    described = [_describe_values(value) for value in values]
-    array = np.array(described)
-    return array if array.dtype.kind in "biuf" else [str(value) for value in described]
+    array = np.array([_describe_values(value) for value in np.asarray(values, dtype=object)])
+    return array if array.dtype.kind in "biuf" else array.astype(str).tolist()

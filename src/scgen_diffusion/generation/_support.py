@@ -11,7 +11,7 @@ import torch
 from scipy.special import stdtrit
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import OPEN, evenly, mark_occurring
+from scgen_diffusion.data import OPEN, evenly
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.perturbation import Changes, ProfileSums, variance_of_sums
 
@@ -27,11 +27,9 @@ if TYPE_CHECKING:
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
 LEAST_SUPPORTED, LEAST_KNOWN = 0.8, 0.5  # share of the variance of an effect that is explained
 NUMBERS = ("explained", "misfit", "strength", "n_changed")  # columns of the table
-COLUMNS = ("combination", "n_cells", "support", *NUMBERS)  # beside the conditions
 COVERAGE = 0.9  # of intervals
 MOST_CELLS = 200  # of a combination that the support is about
 MOST_COMBINATIONS = 1000  # of a request; more are not judged
-LATER = 0.5  # misfit of generated cells of a class that came with fine-tuning, whose real cells are not at hand
 NO_SURPRISE = 2.0  # times the expected square of a difference between decoder and process
 SMALLEST = 1e-9
 DECODED_CELLS = 64  # of a combination, whose mean change is decoded
@@ -134,7 +132,6 @@ def judge(
     codes: np.ndarray,
     misfits: Sequence[float] | None = None,
     starts: Sequence[Tensor] | None = None,
-    learned: np.ndarray | None = None,
 ) -> list[Support]:
     """Return what is known about the effects of perturbations on sets of control cells.
 
@@ -150,20 +147,13 @@ def judge(
         How badly the model explains the mean expression of each set, in nats per molecule; 0 for generated cells.
     starts
         Conditions of the cells, ``(cells, columns)``, if they are generated: the decoder adds their effects.
-    learned
-        Combinations that the autoencoder was trained on, ``(combinations, columns)``. Needed without misfits: the model
-        explains the cells that it generates, but they may be unlike real ones if it never learned their class.
     """
     flow: Any = module.perturbation_flow
     condition = module.condition_tensor(codes)
     misfit = np.full(len(codes), np.nan) if misfits is None else np.array(misfits) - float(flow.changes.misfit)
     worse = np.clip(np.nan_to_num(misfit), 0, None)
-    perturbs = flow.perturbs.cpu().numpy()
-    is_context = _context_columns(conditions, perturbs)
-    were_seen = flow.shift.have_groups(condition, torch.from_numpy(perturbs | is_context)).tolist()
-    if learned is not None:
-        known = np.concatenate([learned, flow.shift.perturbations.double().cpu().numpy()])
-        worse[_came_later(conditions, known, np.where(is_context, codes, OPEN))] = LATER
+    in_combination = flow.perturbs.cpu().numpy() | ~conditions.are_numbers
+    were_seen = flow.shift.have_groups(condition, torch.from_numpy(in_combination)).tolist()
     supports = []
     for number, x in enumerate(cells):
         told, explained = flow.known_changes(x.mean(0, keepdim=True), condition[[number]])
@@ -212,34 +202,24 @@ def _quantile(flow: Any) -> float:
     return float(stdtrit(len(flow.changes.groups) + 1, (1 + COVERAGE) / 2))
 
 
-def _came_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Mark the codes ``(n, columns)`` with a class or member that no ``learned`` codes have, ``(n,)``."""
-    came_later = np.zeros(len(codes), dtype=bool)
-    for (_, columns), known in zip(conditions.parts, mark_occurring(conditions.by_key, learned), strict=True):
-        came_later |= np.isin(codes[:, columns], np.flatnonzero(~known)).any(1)  # neither open nor empty
-    return came_later
-
-
 def support_columns(
     conditions: Conditions, codes: np.ndarray, n_cells: np.ndarray, supports: Sequence[Support]
 ) -> dict[str, Any]:
     """Return the columns of a table with a row per combination, and warn unless all are supported.
 
     ``codes (n, columns)`` are the conditions of the combinations; ``n_cells (n,)`` are their numbers of cells.
-    Conditions are columns too, unless some combinations leave them open, or the table has another column of this name.
+    Conditions are columns too, unless some combinations leave them open.
     """
     names, found = [conditions.describe(combination) for combination in codes], [one.code for one in supports]
     for code in (UNKNOWN, EXTRAPOLATED):
         if code in found:
-            n_more = len(found) - found.count(SUPPORTED) - 1
-            more = f", and {n_more} more are not supported" if n_more else ""
             warn_user(
-                f"The effect on {names[found.index(code)]} is {code}{more}. The numbers behind are in "
+                f"The effect on {names[found.index(code)]} is {code}. The numbers behind, and those of others, are in "
                 "`uns['scgen_diffusion']['support']`; see the user guide, \"Can I trust this prediction?\"."
             )
             break
     is_whole = (codes != OPEN).all(0)
-    shown = [part for part in conditions.parts if part[0].source == "obs" and part[0].name not in COLUMNS]
+    shown = [part for part in conditions.parts if part[0].source == "obs"]
     return {
         "combination": names,
         **{key.name: key.decode(codes[:, columns]) for key, columns in shown if is_whole[columns].all()},
@@ -249,27 +229,9 @@ def support_columns(
     }
 
 
-def _context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray:
-    """Mark columns of classes and sets that do not perturb, ``(columns,)``; nearly all cells differ in numbers."""
-    is_context = ~perturbs
-    for key, columns in conditions.parts:
-        is_context[columns] &= not key.is_numeric
-    return is_context
-
-
 def combination_codes(conditions: Conditions, perturbs: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Leave open in ``codes (n, columns)`` what is no part of a combination: numbers that do not perturb."""
-    return np.where(perturbs | _context_columns(conditions, perturbs), codes, OPEN)
-
-
-def limit_combinations(codes: np.ndarray) -> np.ndarray:
-    """Return the first ``MOST_COMBINATIONS`` of ``codes (combinations, columns)``, and warn if there are more."""
-    if n_more := max(len(codes) - MOST_COMBINATIONS, 0):
-        warn_user(
-            f"Only the first {MOST_COMBINATIONS:,} combinations are judged: {n_more:,} more have neither a support nor "
-            "mean changes, and are predicted by the decoder alone. Ask for fewer at a time if you need them."
-        )
-    return codes[:MOST_COMBINATIONS]
+    return np.where(perturbs | ~conditions.are_numbers, codes, OPEN)
 
 
 class PerturbedGroups:
@@ -297,7 +259,12 @@ class PerturbedGroups:
         shown = combination_codes(conditions, perturbs, new)
         changed = (own != new).any(1)
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
-        self.codes = limit_combinations(codes)
+        if (n_more := len(codes) - MOST_COMBINATIONS) > 0:
+            warn_user(
+                f"Only the first {MOST_COMBINATIONS:,} combinations are judged: {n_more:,} more have neither a support "
+                "nor mean changes. Ask for fewer at a time if you need them."
+            )
+        self.codes = codes[:MOST_COMBINATIONS]
         self.group = np.full(len(new), -1)
         self.group[changed] = np.where(number.ravel() < len(self.codes), number.ravel(), -1)
 

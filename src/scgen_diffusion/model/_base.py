@@ -39,14 +39,12 @@ from scgen_diffusion.data import (
     RegisteredCells,
     SetKey,
     build_anndata,
-    check_conditions,
     check_expression,
     check_is_anndata,
     check_layer,
     check_natural_logarithms,
     check_not_empty,
     check_order,
-    check_order_of_totals,
     check_rows,
     check_same_genes,
     check_same_registry,
@@ -55,10 +53,8 @@ from scgen_diffusion.data import (
     digest_of,
     encode_conditions,
     extend_tables,
-    keys_to_check,
     layer_of,
     mark_occurring,
-    owner_of,
     pad_genes,
     recode,
     registered_genes,
@@ -284,7 +280,7 @@ class DiffusionModel(BaseModelClass):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_is_anndata(adata, "adata")
-        setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
+        setup = ConditionSetup.picked_from(setup_method_args["setup_args"])
         setup_method_args["setup_args"] |= vars(setup)
         check_expression(adata, layer, values)
         fields = [
@@ -356,7 +352,7 @@ class DiffusionModel(BaseModelClass):
         before = Conditions(self._condition_keys, reference["combinations"], reference["combination_sizes"])
         parts = zip(before.parts, self._new_values, strict=True)
         have_new = [np.isin(codes[:, columns], np.flatnonzero(new)).any(1) for (_, columns), new in parts]
-        return rows[np.any(have_new, axis=0) | ~(before.are_unseen(codes) | before.are_far(codes))]
+        return rows[np.any(have_new, axis=0) | ~before.are_unseen(codes)]
 
     def _count_combinations(self, codes: np.ndarray) -> None:
         """Count the cells of each combination of conditions, including those of the reference."""
@@ -1032,8 +1028,9 @@ class DiffusionModel(BaseModelClass):
         engine, seed = self._engine, resolve_seed(seed)
         sampling = engine.sampling(sampler, n_steps, guidance_scale, self._output(counts))
         engine.check_sampler(sampling)
-        check_order_of_totals(condition, library_size)
         condition = engine.conditions.as_table(condition)
+        if isinstance(condition, pd.DataFrame):
+            check_order({"`library_size`": library_size}, lambda: condition.index, "condition.index")
         codes = engine.conditions.request(condition, n_cells)
         totals = engine.totals(library_size, len(codes), sampling.output)
         distinct, _ = codes.runs()
@@ -1129,7 +1126,6 @@ class DiffusionModel(BaseModelClass):
             conditions=self.conditions,
             name=type(self).__name__,
             default_sampler=self.default_sampler,
-            learned=self._combinations_of_autoencoder,
             n_genes=len(self.var_),
             largest={
                 name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf
@@ -1201,8 +1197,7 @@ class DiffusionModel(BaseModelClass):
         codes = np.tile(self.combinations_[:1], (cells.n_obs, 1))  # placeholders: any known combination
         if with_labels:
             arrays = {key.name: cells.obsm[key.name][rows] for key in self._condition_keys if key.name in cells.obsm}
-            chosen = ReadTables(cells.obs.iloc[rows], arrays, owner_of(cells))  # a view would copy `raw`
-            check_conditions(chosen, *keys_to_check(self._condition_keys))
+            chosen = ReadTables(cells.obs.iloc[rows], arrays)  # a view would copy `raw`
             codes[rows] = encode_conditions(chosen, self._condition_keys)
         matrix, where = self._values_of(cells)
         return GivenCells(cells, matrix, codes, where)
@@ -1540,7 +1535,6 @@ class DiffusionModel(BaseModelClass):
             "digest": digest_of(*(tensor.cpu().numpy() for tensor in reference.module.state_dict().values())),
             "combinations": self.combinations_,
             "combination_sizes": self.combination_sizes_,
-            "of_autoencoder": recode(reference._combinations_of_autoencoder, before, after),
         }
         keeps_perturbation_flow = trainable != "all" and perturbation_flow_fits(self.module, reference.module)
         copy_reference(
@@ -1590,13 +1584,6 @@ class DiffusionModel(BaseModelClass):
     @property
     def _keeps_autoencoder(self) -> bool:
         return self.reference_ is not None and self.reference_["trainable"] != "all"
-
-    @property
-    def _combinations_of_autoencoder(self) -> np.ndarray:
-        """Codes of the cells that the autoencoder was trained on, which may be those of a reference's reference."""
-        if self.reference_ is None or not self._keeps_autoencoder:
-            return self.combinations_
-        return self.reference_["of_autoencoder"]
 
 
 def check_registry(registry: object, model_class: type) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import OPEN, digest_of
+from scgen_diffusion.data import digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.module import SCLDM_ARCHITECTURES, SCLDMModule
 from scgen_diffusion.nn import Number
@@ -369,9 +369,7 @@ class SCLDM(AutoencoderModel):
         rows = np.flatnonzero(flow.unfit(own, new).cpu().numpy())
         if not len(rows):
             return ""
-        control = np.where(flow.perturbs.cpu().numpy(), flow.control.cpu().numpy(), OPEN)
-        start = self.conditions.describe(self.conditions.exact(control))
         return (
-            f"The perturbation flow starts from unperturbed cells ({start}) and changes no other key, which "
+            "The perturbation flow starts from cells with the `control_values` and changes no other key, which "
             f"does not fit {len(rows):,} of {len(cells.own):,} cells (such as {cells.names[rows[0]]!r})."
         )

@@ -77,7 +77,7 @@ class TrainingPairs:
         self.matched = np.column_stack(matched or [np.zeros(n_cells, int)])
         self.rows = rows[have_labels(self.conditions.by_key, self.codes[rows])]
         perturbs = self._columns_of(control)
-        self._are_control = np.all(are_same_codes(self.codes[self.rows][:, perturbs], self.code[perturbs]), axis=1)
+        self._are_control = are_same_codes(self.codes[self.rows][:, perturbs], self.code[perturbs])
         self.perturbed = self.rows[~self._are_control]
 
     @cached_property

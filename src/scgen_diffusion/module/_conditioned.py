@@ -128,7 +128,7 @@ class ConditionedModule(BaseModuleClass):
         start_condition: Tensor | None = None,
         lacking: Tensor | None = None,
     ) -> Tensor:
-        """Generate cells.
+        """Generate cells, some of which may be empty, see :meth:`redraw_empty`.
 
         Parameters
         ----------
@@ -156,20 +156,14 @@ class ConditionedModule(BaseModuleClass):
             ``(n_wanted, genes)``.
         """
         given = condition if start_condition is None else start_condition
-        denoiser = self.denoiser(given, guidance)
         known, shown = (self.condition_columns.keep(codes, guidance.keys) for codes in (given, condition))
-
-        def draw(generators: Generators) -> Tensor:
-            options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
-            start = self.initial_states(known, generators, library_size)
-            states = sampler(denoiser, start, **options)
-            if start_condition is not None:
-                states = self.perturbed_latents(states, start_condition, condition, sampler, **options)
-            draw_totals = partial(self.draw_totals, library_size, generators, shown)
-            wanted = generators.first(n_wanted)
-            return self.cells_of(states, draw_totals, wanted, shown, output, lacking=lacking)[:n_wanted]
-
-        return self.redraw_empty(draw, generators)
+        options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
+        start = self.initial_states(known, generators, library_size)
+        states = sampler(self.denoiser(given, guidance), start, **options)
+        if start_condition is not None:
+            states = self.perturbed_latents(states, start_condition, condition, sampler, **options)
+        draw_totals = partial(self.draw_totals, library_size, generators, shown)
+        return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output, lacking=lacking)[:n_wanted]
 
     def redraw_empty(self, draw: Callable[[Generators], Tensor], generators: Generators, number: int = 0) -> Tensor:
         """Draw cells ``(cells, genes)``, and those without any count again until they have one, as training cells do.

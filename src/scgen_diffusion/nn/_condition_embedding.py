@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,11 +215,8 @@ class KnownClasses(nn.Module):
 
     def forward(self, column: Tensor) -> Tensor:
         """Embed class numbers ``(n, 1)``."""
-        codes = column[:, 0].long()
-        n, n_cells = len(self.known.vectors), len(codes)
-        rows = torch.cat([self.known(codes.clamp(max=n - 1)), self.null])
-        is_known = codes < n
-        return embedding(torch.where(is_known, torch.arange(n_cells, device=codes.device), n_cells + codes - n), rows)
+        codes, last = column.long(), len(self.known.vectors) - 1
+        return torch.where(codes <= last, self.known(codes[:, 0].clamp(max=last)), self.null)
 
 
 class NumberEmbedding(nn.Module):
@@ -308,15 +304,8 @@ class KnownVectors(nn.Module):
         nn.init.zeros_(self.project[-1].bias)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Embed numbers of vectors ``(...)`` as ``(..., width)``; project vectors or numbers, whichever are fewer."""
-        if len(self.vectors) <= codes.numel():
-            return embedding(codes, self.weight)
+        """Embed numbers of vectors ``(...)`` as ``(..., width)``."""
         return self.project(self.vectors[codes])
-
-    @property
-    def weight(self) -> Tensor:
-        """The embedding of every vector, ``(n, width)``."""
-        return self.project(self.vectors)
 
 
 def standardised(vectors: Tensor) -> Tensor:
