@@ -124,7 +124,7 @@ def test_a_model_reads_its_own_files_and_others(adata, cells, quick):
     for method in (model.get_normalized_expression, model.get_reconstruction):
         with pytest.raises(ValueError, match="adata|files"):
             method()
-    with pytest.raises(TypeError, match="read"):
+    with pytest.raises(TypeError, match="adata"):
         model.get_reconstruction(cells)
 
 
