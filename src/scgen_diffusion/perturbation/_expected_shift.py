@@ -28,7 +28,6 @@ MOST_GROUPS = 500  # that choose variance and length
 FARTHEST = 2.0  # square distance from the middle that a network sees, relative to the mean one of control cells
 SMALLEST = 1e-6  # variance, of standardised latents
 ROUNDING = {"rtol": 1e-6, "atol": 1e-4}  # of standardised numbers of float32; classes are whole numbers
-AT_ONCE = 256  # perturbations compared with each other
 
 
 class ExpectedShift(nn.Module):
@@ -261,8 +260,7 @@ class ExpectedShift(nn.Module):
 
     def own_similarity(self, codes: Tensor, trust: float = 1.0) -> Tensor:
         """Return how alike the effect of each perturbation and itself are, ``(n,)``."""
-        parts = codes.split(AT_ONCE)  # the similarities of all with all may not fit in memory
-        return torch.cat([self.similarity(part, part, trust).diagonal() for part in parts])
+        return self.similarity(codes, codes, trust).diagonal()
 
 
 def _alike_vectors(vectors: Tensor, p: Tensor, q: Tensor) -> Tensor:

@@ -1,15 +1,24 @@
-"""Mean changes of genes: what groups tell about others, how sure they are, and how the decoder is combined with it."""
+"""Mean changes of genes: what groups tell about others, how sure they are, and what predictions miss of them."""
 
 import pytest
 import torch
 
-from scgen_diffusion.perturbation import GeneChanges
+from scgen_diffusion.perturbation import GeneChanges, MissedChanges
 
-N_GROUPS, N_GENES, N_CELLS = 12, 400, 50
-OWN_CONTROLS = torch.eye(N_GROUPS).double() * 2 / N_CELLS
-SAME_CONTROLS = torch.eye(N_GROUPS).double() / N_CELLS + 1 / N_CELLS
+N_GROUPS, N_MISSED, N_GENES, N_CELLS = 12, 30, 400, 50
+
+
+def own_controls(n):
+    return torch.eye(n).double() * 2 / N_CELLS
+
+
+def same_controls(n):
+    return torch.eye(n).double() / N_CELLS + 1 / N_CELLS
+
+
+OWN_CONTROLS, SAME_CONTROLS = own_controls(N_GROUPS), same_controls(N_GROUPS)
+ALL_ALIKE = torch.ones(N_MISSED, N_MISSED).double()
 ALIKE, UNLIKE = torch.ones(N_GROUPS, N_GROUPS).double(), torch.eye(N_GROUPS).double()
-PARTLY = (ALIKE + UNLIKE) / 2
 KERNELS = [(torch.tensor([share, 1.0, 1.0, 1.0]), share * ALIKE + (1 - share) * UNLIKE) for share in (0, 0.5, 0.97)]
 
 
@@ -80,3 +89,51 @@ def test_too_few_groups_tell_no_intervals(n_groups):
     assert (found.mean == 0).all()
     assert found.variance.isnan().all()
     assert explained == 0
+
+
+def expected(covariance, noise, errors, asked):
+    """Return what is expected of cells with the covariances ``asked (groups,)``, ``(genes,)``."""
+    variances = torch.ones(N_GENES, dtype=torch.double)
+    missed = MissedChanges.learn(torch.arange(N_MISSED), errors, variances, covariance, noise, 2000.0)
+    values = torch.zeros(N_GENES, dtype=torch.double)
+    values[missed.genes] = asked @ missed.weights.double()
+    return values
+
+
+@pytest.mark.parametrize(
+    "noise", [own_controls(N_MISSED), same_controls(N_MISSED)], ids=["own controls", "same controls"]
+)
+@pytest.mark.parametrize("covariance", [ALL_ALIKE, torch.eye(N_MISSED).double()], ids=["alike", "unlike"])
+def test_of_sampling_noise_hardly_anything_is_taken_for_missed(noise, covariance):
+    errors = draw(noise, torch.Generator().manual_seed(0))
+
+    found = expected(covariance, noise, errors, covariance[0])
+
+    assert rms(found) < 0.3 * noise[0, 0].sqrt()
+
+
+def test_what_all_groups_miss_is_found():
+    noise, generator = own_controls(N_MISSED), torch.Generator().manual_seed(0)
+    signal = torch.randn(N_GENES, dtype=torch.double, generator=generator)
+
+    found = expected(ALL_ALIKE, noise, signal + draw(noise, generator), ALL_ALIKE[0])
+
+    assert rms(found - signal) < 1.2 * (noise[0, 0] / N_MISSED).sqrt()
+
+
+@pytest.mark.parametrize("mean", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("change", [-0.03, 0.1])
+def test_factors_change_the_mean_of_log_normalised_counts(mean, change):
+    missed = MissedChanges(1, 1)
+    missed.genes[:], missed.weights[:], missed.depth[...] = 0, change, 2000.0
+    means = torch.tensor([[mean, 2000.0 - mean]])
+    factor = missed.log_factors(means, missed(torch.ones(1, 1).double(), 2)).exp()
+
+    generator = torch.Generator().manual_seed(0)
+    before, after = (
+        torch.poisson(m.expand(400_000), generator=generator) for m in (means[0, 0], (means * factor)[0, 0])
+    )
+    found = (5 * after).log1p().mean() - (5 * before).log1p().mean()
+
+    assert factor[0, 1] == 1
+    assert float(found) == pytest.approx(change, abs=0.01)
