@@ -362,7 +362,6 @@ def test_conditions_that_training_never_showed_together_are_refused(make_opened)
     [
         ("layer_statistics", {"times": []}, ValueError, "times"),
         ("layer_statistics", {"groupby": "cell_typ"}, KeyError, "cell_type"),
-        ("layer_statistics", {"groupby": ["cell_type", "dose"]}, TypeError, "column"),
         ("layer_statistics", {"indices": []}, ValueError, "indices"),
         ("layer_statistics", {"batch_size": 0}, ValueError, "batch_size"),
         ("layer_statistics", {"seed": -1}, ValueError, "seed"),
