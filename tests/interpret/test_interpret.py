@@ -162,20 +162,24 @@ def test_the_mean_of_a_group_is_that_of_its_cells(opened):
     assert math.isnan(rows.loc["rare", "std"])  # it has one cell
 
 
-def test_measures_do_not_depend_on_the_batch_size_or_on_other_cells(opened):
-    whole, small = (interpret.head_coding_rates(opened, seed=0, batch_size=size) for size in (None, 7))
+def test_measures_do_not_depend_on_the_batch_size_or_on_other_cells(opened, monkeypatch):
+    whole = interpret.head_coding_rates(opened, seed=0)
     some = interpret.head_coding_rates(opened, indices=[5, 2, 80], seed=0)
-
     assert list(whole) == HEADS
     assert some.index.tolist() == ["cell_5", "cell_2", "cell_80"]
-    np.testing.assert_allclose(small, whole, **CLOSE)
     np.testing.assert_allclose(some, whole.iloc[[5, 2, 80]], **CLOSE)
-    tables = [interpret.layer_statistics(opened, times=[100], seed=0, batch_size=size) for size in (None, 7)]
-    np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], **CLOSE)
-    loadings = [interpret.head_loadings(opened, seed=0, batch_size=size) for size in (None, 7)]
-    np.testing.assert_allclose(loadings[0], loadings[1], **CLOSE)
-    batches = noised_cells(opened, opened.adata, np.arange(20), conditional=True, seed=0, batch_size=7)
+
+    table, loadings = interpret.layer_statistics(opened, times=[100], seed=0), interpret.head_loadings(opened, seed=0)
+    effects = interpret.head_effects(opened, seed=0)
+    monkeypatch.setattr("scgen_diffusion.interpret._noised_cells.TOKENS_AT_A_TIME", 7 * N_PATCHES)
+    batches = noised_cells(opened, opened.adata, np.arange(20), conditional=True, seed=0)
     assert [len(batch.rows) for batch in batches] == [7, 7, 6]
+    np.testing.assert_allclose(interpret.head_coding_rates(opened, seed=0), whole, **CLOSE)
+    np.testing.assert_allclose(
+        interpret.layer_statistics(opened, times=[100], seed=0)["value"], table["value"], **CLOSE
+    )
+    np.testing.assert_allclose(interpret.head_loadings(opened, seed=0), loadings, **CLOSE)
+    np.testing.assert_allclose(interpret.head_effects(opened, seed=0), effects, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +285,7 @@ def test_effects_are_on_the_predicted_cell_whatever_the_target(make_opened, targ
     model = make_opened(head="regression", target=target)
 
     effects = interpret.head_effects(model, groupby="cell_type", seed=0)
-    overall = interpret.head_effects(model, seed=0, batch_size=7)
+    overall = interpret.head_effects(model, seed=0)
 
     sizes = model.adata.obs["cell_type"].value_counts()
     groups = effects.index.unique("group")
@@ -363,7 +367,6 @@ def test_conditions_that_training_never_showed_together_are_refused(make_opened)
         ("layer_statistics", {"times": []}, ValueError, "times"),
         ("layer_statistics", {"groupby": "cell_typ"}, KeyError, "cell_type"),
         ("layer_statistics", {"indices": []}, ValueError, "indices"),
-        ("layer_statistics", {"batch_size": 0}, ValueError, "batch_size"),
         ("layer_statistics", {"seed": -1}, ValueError, "seed"),
         *(("head_loadings", {"time": time}, ValueError, "time") for time in (-1, 1000, "late", float("nan"), [0, 500])),
         ("head_effects", {"time": [0, 500]}, ValueError, "time"),

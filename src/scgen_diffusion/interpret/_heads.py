@@ -60,7 +60,6 @@ def head_loadings(
     tokens: Tokens | None = None,
     conditional: bool = True,
     n_probes: int = 1,
-    batch_size: int | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
     r"""Measure how strongly each gene affects what each head reads.
@@ -92,8 +91,6 @@ def head_loadings(
     n_probes
         Number of random directions per cell that estimate the norm. The relative standard error of a loading is at most
         about ``(2 * cells * n_probes) ** -0.5``.
-    batch_size
-        Cells per batch. Default: about 4,000 tokens.
     seed
         Seed of each cell's noise and directions.
 
@@ -126,7 +123,7 @@ def head_loadings(
     check_count("n_probes", n_probes)
     places = places_of(network, tokens)
     total = np.zeros((len(head_names(network)), source.n_vars))
-    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
+    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed):
         x_t, t, condition = batch.at(model.module.path, timestep)
         with torch.enable_grad():
             x_t = x_t.detach().clone().requires_grad_()
@@ -161,7 +158,6 @@ def head_effects(
     time: float = DEFAULT_TIME,
     groupby: str | None = None,
     conditional: bool = True,
-    batch_size: int | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
     r"""Measure what each head contributes to each gene of the predicted cells.
@@ -187,8 +183,6 @@ def head_effects(
         Column of ``obs`` whose groups are averaged separately. Effects of opposite signs cancel within a group.
     conditional
         Whether to give the network each cell's conditions, or none; then given cells in memory need none.
-    batch_size
-        Cells per batch. Default: about 4,000 tokens.
     seed
         Seed of the noise.
 
@@ -206,7 +200,7 @@ def head_effects(
     KeyError, TypeError
         If ``groupby`` is not one column of ``obs``.
     ValueError
-        If a time or batch size is not allowed, or a cell has no label.
+        If a time is not allowed, or a cell has no label.
 
     Notes
     -----
@@ -227,7 +221,7 @@ def head_effects(
     heads = list(chain.from_iterable(weights))  # views
     columns = [*head_names(network), ALL]
     sums = torch.zeros(len(groups.categories), source.n_vars, len(columns), dtype=torch.float64)
-    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
+    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed):
         whole = predicted_profiles(module, changed, batch, timestep)
         effects = []
         for removed in (*([head] for head in heads), heads):

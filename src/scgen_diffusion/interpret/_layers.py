@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 #: What a number measures: the layer, the statistic, and the head, or "all" for all heads together.
 Label: TypeAlias = tuple[int, str, str]
 LABEL = ["layer", "statistic", "head"]
+EPS = 0.5  # allowed error of tokens of unit norm, as in CRATE
 
 
 def layer_statistics(
@@ -48,14 +49,13 @@ def layer_statistics(
     times: Sequence[float] | float = DEFAULT_TIMES,
     groupby: str | None = None,
     conditional: bool = True,
-    eps: float = 0.5,
-    batch_size: int | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
     r"""Measure how each layer compresses and sparsifies the tokens of noised cells.
 
     A token is a patch of genes, or a global token that reads all of them. With a cell's ``n`` tokens as the columns of
-    ``Z``, of width ``d`` and scaled to about unit norm, and the basis :math:`U_k`, ``(d, p)``, of each head:
+    ``Z``, of width ``d`` and scaled to about unit norm, the basis :math:`U_k`, ``(d, p)``, of each head, and
+    :math:`\epsilon = 0.5`:
 
     .. math::
 
@@ -91,10 +91,6 @@ def layer_statistics(
     conditional
         Whether to give the network each cell's conditions, as in training. If False, it gets none, groups differ only
         by their expression, and given cells in memory need no conditions.
-    eps
-        :math:`\epsilon`, for tokens of unit norm. CRATE: 0.5.
-    batch_size
-        Cells per batch. Default: about 4,000 tokens.
     seed
         Seed of the noise. Each cell keeps its noise at all times and in all batches.
 
@@ -117,8 +113,8 @@ def layer_statistics(
     -----
     These numbers have limits:
 
-    - They depend on ``eps`` and on the scale of the tokens, which the modulation changes with time and condition.
-      Compare ``before`` with ``after``, and cells at the same layer and time.
+    - They depend on :math:`\epsilon` and on the scale of the tokens, which the modulation changes with time and
+      condition. Compare ``before`` with ``after``, and cells at the same layer and time.
     - The :math:`U_k` are learned without constraint. They are not orthonormal, so :math:`R^c` is not an upper bound of
       :math:`R`, and they are defined only up to a rotation within a head.
     - The blocks differ from CRATE's: attention has a learned output map, both halves have a gate that depends on time
@@ -134,8 +130,8 @@ def layer_statistics(
     groups = groups_of(source, rows, groupby).iloc[rows]
     path = model.module.path
     timesteps = check_times(path, times)
-    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
-    measured = _measure(network, path, batches, timesteps, eps)
+    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed)
+    measured = _measure(network, path, batches, timesteps)
     tables = []
     for timestep, cells in zip(timesteps, measured, strict=True):
         by_group = cells.groupby(groups.array, observed=True)
@@ -153,8 +149,6 @@ def head_coding_rates(
     *,
     time: float = DEFAULT_TIME,
     conditional: bool = True,
-    eps: float = 0.5,
-    batch_size: int | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
     """Return the coding rate of each cell within the subspace of each head, in nats.
@@ -163,7 +157,7 @@ def head_coding_rates(
     ----------
     model
         A trained :class:`~scgen_diffusion.model.WBDIT`.
-    adata, indices, conditional, eps, batch_size, seed
+    adata, indices, conditional, seed
         See :func:`layer_statistics`; these are its ``subspace_coding_rate_before`` for single cells.
     time
         Timestep. At the default, a gene's own value says little.
@@ -180,26 +174,26 @@ def head_coding_rates(
     """
     network, source, rows = opened(model, adata, indices)
     timesteps = check_times(model.module.path, time, most=1)
-    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
-    (cells,) = _measure(network, model.module.path, batches, timesteps, eps)
+    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed)
+    (cells,) = _measure(network, model.module.path, batches, timesteps)
     rates = cells.xs("subspace_coding_rate_before", axis=1, level="statistic").drop(columns=ALL, level="head")
     return rates.droplevel("layer", axis=1).set_axis(source.obs_names[rows]).rename_axis(columns=None)
 
 
 def _measure(
-    network: GeneDiT, path: VariancePreserving, batches: Iterable[CellBatch], timesteps: Sequence[float], eps: float
+    network: GeneDiT, path: VariancePreserving, batches: Iterable[CellBatch], timesteps: Sequence[float]
 ) -> list[pd.DataFrame]:
     """Measure every layer on every cell: a table for each timestep, with cells in rows and labels in columns."""
     parts: list[list[pd.DataFrame]] = [[] for _ in timesteps]
     for batch in batches:
         for timestep, of_time in zip(timesteps, parts, strict=True):
-            found = cell_statistics(network, *batch.at(path, timestep), eps)
+            found = cell_statistics(network, *batch.at(path, timestep))
             of_time.append(pd.DataFrame({label: values.double().cpu().numpy() for label, values in found.items()}))
     return [pd.concat(own).rename_axis(columns=LABEL) for own in parts]
 
 
 @torch.no_grad()
-def cell_statistics(network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor, eps: float) -> dict[Label, Tensor]:
+def cell_statistics(network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor) -> dict[Label, Tensor]:
     """Measure every layer on every cell.
 
     Parameters
@@ -208,8 +202,6 @@ def cell_statistics(network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor,
         A network with white-box blocks.
     x_t, t, condition
         Inputs of the network.
-    eps
-        Allowed error per token, for tokens of unit norm.
 
     Returns
     -------
@@ -224,7 +216,7 @@ def cell_statistics(network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor,
         # The input of the same attention if it were applied again, normalised and modulated in the same way.
         again = block.trace(attention.tokens_out, context).attention.modulated
         for when, tokens in (("before", attention.modulated), ("after", again)):
-            scaled_eps = eps * tokens.shape[-1] ** 0.5  # LayerNorm gives a token the norm sqrt(width)
+            scaled_eps = EPS * tokens.shape[-1] ** 0.5  # LayerNorm gives a token the norm sqrt(width)
             within = subspace_coding_rate(tokens, block.attention.subspaces, scaled_eps)
             measured[layer, f"coding_rate_{when}", ALL] = coding_rate(tokens, scaled_eps)
             measured[layer, f"subspace_coding_rate_{when}", ALL] = within.sum(-1)

@@ -13,7 +13,6 @@ from scvi import REGISTRY_KEYS
 from scgen_diffusion._arguments import is_number
 from scgen_diffusion.data import as_labels, check_rows, obs_column, resolve_seed
 from scgen_diffusion.diffusion import Generators, Joint, MutuallyExclusive
-from scgen_diffusion.generation import check_batch_size
 from scgen_diffusion.model import WBDIT
 
 if TYPE_CHECKING:
@@ -28,11 +27,10 @@ if TYPE_CHECKING:
 ALL = "all"  # the group of all cells, and all heads of a layer together
 TOKENS_AT_A_TIME = 4096
 
+#: Timesteps from data to noise.
 DEFAULT_TIMES = (0, 100, 250, 500, 750, 999)
-"""Timesteps from data to noise."""
-
+#: A timestep at which a gene's own value says little, so the network must infer it from other genes.
 DEFAULT_TIME = 500
-"""A timestep at which a gene's own value says little, so the network must infer it from other genes."""
 
 
 def check_times(path: VariancePreserving, times: Sequence[float] | float, *, most: float = np.inf) -> list[float]:
@@ -129,7 +127,6 @@ def noised_cells(
     *,
     conditional: bool,
     seed: int | None,
-    batch_size: int | None = None,
 ) -> Iterator[CellBatch]:
     """Yield batches of cells with their own noise, which depends only on the seed and the row.
 
@@ -137,14 +134,10 @@ def noised_cells(
     """
     seed, module = resolve_seed(seed), model.module
     if conditional and isinstance(module.strategy, MutuallyExclusive) and len(model.conditions.keys) > 1:
-        msg = (
-            "The network never saw all conditions of a cell together: `condition_strategy='mutually_exclusive'` "
-            "shows one key at a time, or none. Give `conditional=False`."
-        )
+        msg = "`conditional` must be False: of `mutually_exclusive` conditions, training shows one key at a time."
         raise ValueError(msg)
-    if batch_size is None:
-        batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
-    for tensors, batch in model.read_cells(source, rows, check_batch_size(batch_size), with_labels=conditional):
+    batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
+    for tensors, batch in model.read_cells(source, rows, batch_size, with_labels=conditional):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
         noise = module.draw_noise(generators)
