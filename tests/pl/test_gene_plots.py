@@ -73,7 +73,7 @@ def test_the_users_cells_are_left_as_they_are(plot):
     cells = [make_cells(), make_cells(seed=1)]
     before = [adata.copy() for adata in cells]
 
-    plot(*cells, max_cells=50, show=False)
+    plot(*cells, show=False)
 
     for adata, copy in zip(cells, before, strict=True):
         assert (adata.X != copy.X).nnz == 0
@@ -82,14 +82,13 @@ def test_the_users_cells_are_left_as_they_are(plot):
 
 
 @every_plot
-def test_figures_are_saved_and_shown(plot, tmp_path, monkeypatch):
+def test_figures_are_shown(plot, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
 
-    assert plot(make_cells(), make_cells(seed=1), show=True, save=tmp_path / "plot.png") is None
+    assert plot(make_cells(), make_cells(seed=1), show=True) is None
 
     assert shown == [True]
-    assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 @every_plot
@@ -191,7 +190,7 @@ def test_numeric_labels_are_in_the_order_of_numbers_and_a_missing_one_changes_no
 
 
 def drawn_matrix(ax):
-    return ax.images[0].get_array().filled(np.nan)
+    return ax.collections[0].get_array().filled(np.nan)
 
 
 def test_correlations_are_those_of_log_normalised_values_on_one_scale():
@@ -205,7 +204,7 @@ def test_correlations_are_those_of_log_normalised_values_on_one_scale():
         values = pd.DataFrame(sgd.metrics.expression_of(cells).values.toarray(), columns=cells.var_names)
         expected = values[genes].astype(float).corr().to_numpy()
         np.testing.assert_allclose(drawn_matrix(ax), np.where(np.eye(12), np.nan, expected), atol=1e-6)
-    assert axes[0].images[0].get_clim() == axes[1].images[0].get_clim()
+    assert axes[0].collections[0].get_clim() == axes[1].collections[0].get_clim()
     assert axes[0].get_title() == "real"
 
 
@@ -237,10 +236,11 @@ def test_within_labels_differences_between_labels_do_not_count():
 def test_the_title_says_how_similar_the_correlations_are():
     real = make_cells()
 
-    same = sgd.pl.gene_correlation(real, real, genes=["gene_1", "gene_6", "gene_2"], show=False)
+    same = sgd.pl.gene_correlation(real, real, n_genes=3, show=False)
 
     assert same[1].get_title() == "synthetic\n(similarity 1.00 in these 3 genes)"
-    assert sorted(names(same[0].yaxis)) == ["gene_1", "gene_2", "gene_6"]
+    largest = gene_statistics(real)["variance"].nlargest(3).index
+    assert set(names(same[0].yaxis)) == set(largest)
 
 
 # --- markers ----------------------------------------------------------------------------------------------------------
@@ -286,31 +286,11 @@ def test_genes_that_all_cells_express_are_no_markers():
     assert not {"gene_18", "gene_19"} & set(names(ax.xaxis))
 
 
-def test_genes_that_differ_in_strength_alone_are_markers_where_all_cells_express_all():
-    real = make_cells()
-    real.X = sp.csr_matrix(real.X.toarray() + 1)
-
-    ax = sgd.pl.marker_dotplot(real, make_cells(seed=1), groupby="cell_type", n_genes=2, show=False)
-
-    table = marker_genes(real, "cell_type", n_genes=2)
-    assert names(ax.xaxis) == [gene for label in LABELS for gene in table.loc[table["label"] == label, "gene"]]
-
-
-def test_subsampling_does_not_lose_a_rare_label(tmp_path):
-    real, synthetic = make_cells(2_000), make_cells(seed=1)
-    real.obs["cell_type"] = pd.Categorical(np.where(np.arange(2_000) < 5, "NK", "T"), categories=LABELS)
-    real.write_h5ad(tmp_path / "real.h5ad")
-
-    for cells in (real, anndata.read_h5ad(tmp_path / "real.h5ad", backed="r")):
-        ax = sgd.pl.marker_dotplot(cells, synthetic, groupby="cell_type", max_cells=100, show=False)
-        assert "NK, real (5)" in names(ax.yaxis)
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def with_column(values, n_cells=90):
-    cells = make_cells(n_cells)
+def with_column(values):
+    cells = make_cells()
     cells.obs["column"] = values
     return cells
 
@@ -335,7 +315,6 @@ def test_other_genes_and_other_things_are_refused(plot):
         plot(make_cells().X.toarray(), make_cells())
 
 
-CLONES = with_column([f"clone {n % 101}" for n in range(303)], 303)
 ONE = with_column("x")
 
 
@@ -345,13 +324,10 @@ ONE = with_column("x")
         (sgd.pl.library_size, (make_cells(), logged()), {}, ValueError, "synthetic"),
         (sgd.pl.library_size, (without_counts(), make_cells()), {}, ValueError, "real"),
         (sgd.pl.library_size, (make_cells(),) * 2, {"groupby": "type"}, KeyError, "real.*cell_type"),
-        (sgd.pl.marker_dotplot, (CLONES,) * 2, {"groupby": "column"}, ValueError, "groupby.*101"),
-        (sgd.pl.gene_correlation, (make_cells(),) * 2, {"n_genes": 2}, ValueError, "3 genes"),
-        (sgd.pl.gene_correlation, (make_cells(),) * 2, {"genes": ["gen_1", "gene_2"]}, ValueError, "genes"),
+        (sgd.pl.marker_dotplot, (make_cells(),) * 2, {"groupby": "cell_type", "genes": ["gen_1"]}, ValueError, "genes"),
         (sgd.pl.marker_dotplot, (make_cells(),) * 2, {"groupby": "cell_type", "genes": []}, ValueError, "genes"),
         (sgd.pl.marker_dotplot, (ONE,) * 2, {"groupby": "column"}, ValueError, "genes"),
         (sgd.pl.marker_dotplot, (with_column(np.nan),) * 2, {"groupby": "column"}, ValueError, "genes"),
-        (sgd.pl.mean_variance, (make_cells(),) * 2, {"save": ".pdf"}, ValueError, "save"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(plot, cells, options, error, name):

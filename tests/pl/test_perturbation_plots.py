@@ -6,7 +6,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
@@ -78,18 +77,15 @@ def table():
 
 
 def points_in(ax):
-    """Return the large points, `(points, 2)`."""
-    large = [
-        collection for collection in ax.collections if getattr(collection, "get_sizes", lambda: [0])()[0:1] == [30]
-    ]
-    return np.concatenate([collection.get_offsets() for collection in large])
+    """Return the means of each method, `(methods, cases)`."""
+    return np.array([line.get_xdata() for line in ax.lines if line.get_marker() != "None"])
 
 
 def test_every_method_has_the_mean_of_its_seeds_in_every_case(table):
     (ax,) = sgd.pl.perturbation_scores(table, metrics=["energy_distance"], show=False)
     means = table[table["metric"] == "energy_distance"].groupby("group")[["value", "arithmetic", "no_change"]].mean()
-    np.testing.assert_allclose(points_in(ax)[:, 0], means.loc[["B", "T"]].to_numpy().ravel())
-    lines = [c.get_segments()[0][0, 0] for c in ax.collections if isinstance(c, LineCollection)]
+    np.testing.assert_allclose(points_in(ax), means.loc[["B", "T"]].to_numpy().T)
+    lines = [segment[0, 0] for segment in ax.collections[0].get_segments()]
     real_values = table[table["metric"] == "energy_distance"].groupby("group")["real"].mean()
     np.testing.assert_allclose(lines, real_values.loc[["B", "T"]])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["B", "T"]
@@ -106,7 +102,7 @@ def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
         show=False,
     )
     assert [ax.get_title() for ax in axes] == ["mean_change_error ↓", "de_direction ↑"]
-    assert len(points_in(axes[0])) == 2
+    assert points_in(axes[0]).shape == (2, 1)
     texts = [text.get_text() for text in axes[1].get_legend().get_texts()]
     assert (texts[:2], texts[-2:]) == (["SCLDM", "control"], ["↓ lower is better", "↑ higher is better"])
 
@@ -144,8 +140,6 @@ def test_changes_that_cannot_be_drawn_are_refused(options, error, name):
         (lambda table: table, {"cases": ["NK"]}, "cases"),
         (lambda table: table, {"methods": ["real"]}, "methods"),
         (lambda table: table[:0], {}, "metrics"),
-        (lambda table: pd.concat([table.assign(perturbation=f"P{n}") for n in range(201)]), {}, "cases"),
-        (lambda table: table.assign(**{f"method_{n}": 1.0 for n in range(9)}), {}, "methods"),
         (lambda table: table.drop(columns="perturbation"), {}, "table"),
     ],
 )

@@ -43,9 +43,9 @@ def make_history(*, validated=True, n_epochs=30):
     curves = {
         "autoencoder_loss_train": 1000.0 / (epochs + 1) + 10,
         "autoencoder_loss_validation": 1000.0 / (epochs + 1) + epochs + 10,
-        "prior_loss_train": 2.0 - epochs / n_epochs,
-        "prior_loss_validation": np.abs(epochs - 7) / 30 + 1,
-        "prior_velocity_loss_train": 1.0 + epochs,
+        "prior_velocity_loss_train": 2.0 - epochs / n_epochs,
+        "prior_velocity_loss_validation": np.abs(epochs - 7) / 30 + 1,
+        "prior_loss_train": 1.0 + epochs,  # with the head of totals
     }
     index = pd.Index(epochs, name="epoch")
     return {
@@ -131,7 +131,6 @@ def test_several_evaluations_have_a_column_each():
 
 
 TWICE = pd.concat([make_table(), make_table()]).assign(model="SCLDM")
-MANY = pd.DataFrame([make_row(0.65, group=str(number)) for number in range(101)])
 MODALITIES = pd.DataFrame([make_row(0.9), make_row(0.8)]).assign(modality=["rna", "prot"])
 
 
@@ -145,9 +144,6 @@ MODALITIES = pd.DataFrame([make_row(0.9), make_row(0.8)]).assign(modality=["rna"
         (TWICE, {}, "by"),
         (TWICE, {"by": "model"}, "by"),
         (TWICE, {"by": "value"}, "by"),
-        (TWICE, {"by": "model", "groups": ["all", "B"]}, "groups"),
-        (MANY, {}, "groups"),
-        (MANY.assign(model=MANY["group"], group="all"), {"by": "model"}, "by"),
         (MODALITIES, {}, "modalities"),
     ],
 )
@@ -161,8 +157,8 @@ def test_every_stage_has_a_panel_with_training_and_validation_losses():
 
     axes = sgd.pl.training_history(SimpleNamespace(history=history), show=False)
 
-    assert [ax.get_title() for ax in axes] == ["autoencoder loss", "prior loss"]
-    for ax, stage in zip(axes, ("autoencoder", "prior"), strict=True):
+    assert [ax.get_title() for ax in axes] == ["autoencoder loss", "prior velocity loss"]
+    for ax, stage in zip(axes, ("autoencoder", "prior_velocity"), strict=True):
         for line, kind in zip(ax.lines, ("train", "validation"), strict=False):
             expected = history[f"{stage}_loss_{kind}"].iloc[:, 0]
             np.testing.assert_allclose(line.get_xydata(), np.column_stack([expected.index + 1, expected]))
@@ -189,18 +185,9 @@ def test_a_history_that_cannot_be_drawn_is_refused(history):
         sgd.pl.training_history(SimpleNamespace(history=history))
 
 
-def test_the_loss_of_the_network_is_drawn_rather_than_the_sum_with_the_library_size_head():
-    history = make_history()
-    history["prior_velocity_loss_validation"] = history["prior_loss_validation"]
-
-    axes = sgd.pl.training_history(history, show=False)
-
-    assert [ax.get_title() for ax in axes] == ["autoencoder loss", "prior velocity loss"]
-
-
 def test_epochs_without_validation_are_left_out():
     history = make_history()
-    history["prior_loss_validation"].iloc[1::2] = np.nan
+    history["prior_velocity_loss_validation"].iloc[1::2] = np.nan
 
     ax = sgd.pl.training_history(history, show=False)[1]
 

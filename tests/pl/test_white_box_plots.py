@@ -15,14 +15,13 @@ HEADS = ["L0H0", "L0H1", "L1H0"]
 GENES = [f"gene_{g}" for g in range(30)]
 
 
-def make_statistics(*, noise_first=False):
+def make_statistics():
     names = ["coding_rate_before", "subspace_coding_rate_before", "subspace_coding_rate_after", "sparsity"]
     rows = []
     for time, group, layer, name in product([0, 500, 999], ["B/plasma", "T"], [0, 1], names):
         value = time / 100 + layer + 10 * (group == "T") + names.index(name) / 10
-        level = 1 - time / 1000 if noise_first else time / 1000
-        rows.append((time, level, group, layer, name, "all", value))
-        rows.append((time, level, group, layer, name, f"L{layer}H0", value / 2))
+        rows.append((time, time / 1000, group, layer, name, "all", value))
+        rows.append((time, time / 1000, group, layer, name, f"L{layer}H0", value / 2))
     return pd.DataFrame(rows, columns=["time", "noise_level", "group", "layer", "statistic", "head", "value"])
 
 
@@ -48,19 +47,11 @@ def test_there_is_a_panel_per_layer_and_a_line_per_group():
 def test_before_is_solid_and_after_is_dashed():
     axes = sgd.pl.coding_rate(make_statistics(), groups=["T"], show=False)
 
-    assert [line.get_linestyle() for line in axes[1].lines] == ["-", "--"]
+    assert [line.get_linestyle() for line in axes[1].lines[:2]] == ["-", "--"]  # others are of the legend
     assert axes[1].lines[1].get_ydata()[0] == pytest.approx(11.2)
-    assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["before", "after"]
-    assert axes[0].get_ylabel() == "subspace coding rate (nats)"
-
-
-def test_the_time_axis_says_where_the_data_are():
-    labels = [
-        sgd.pl.layer_statistics(make_statistics(noise_first=value), "sparsity", show=False)[0].get_xlabel()
-        for value in (False, True)
-    ]
-
-    assert labels == ["diffusion time (data → noise)", "diffusion time (noise → data)"]
+    names = ["subspace_coding_rate_before", "subspace_coding_rate_after"]
+    assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == names
+    assert axes[0].get_ylabel() == "value (nats)"
 
 
 def test_axes_can_be_given():
@@ -74,14 +65,14 @@ def test_loadings_show_the_top_genes_of_every_head_once():
 
     assert [label.get_text() for label in ax.get_yticklabels()] == ["gene_3", "gene_7", "gene_11"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["L0H0", "L0H1"]
-    np.testing.assert_allclose(ax.images[0].get_array()[0, 0], 9)
-    assert ax.images[0].get_clim()[0] == 0
+    np.testing.assert_allclose(ax.collections[0].get_array()[0, 0], 9)
+    assert ax.collections[0].get_clim()[0] == 0
 
 
 def test_relative_loadings_are_centred_at_zero():
     ax = sgd.pl.head_loadings(make_loadings(relative=True), show=False)
 
-    low, high = ax.images[0].get_clim()
+    low, high = ax.collections[0].get_clim()
     assert low == -high
 
 
@@ -89,7 +80,6 @@ def test_relative_loadings_are_centred_at_zero():
     ("options", "name"),
     [
         ({"statistics": "sparsty"}, "statistics.*sparsity"),
-        ({"statistics": ["sparsity"] * 5}, "statistics"),
         ({"groups": ["NK"]}, "groups"),
     ],
 )

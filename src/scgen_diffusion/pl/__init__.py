@@ -2,8 +2,8 @@
 
 Plots of cells take two AnnData objects with the same genes, from any tool, and do not change them. Plots of figures
 take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box model take the tables from
-:mod:`~scgen_diffusion.interpret`. As in scanpy, ``show=False`` returns the axes, ``save`` names a file, and label
-colours come from ``uns``.
+:mod:`~scgen_diffusion.interpret`. As in scanpy, ``show=False`` returns the axes, and label colours come from
+``uns``. ``axes[0].figure.savefig(path, bbox_inches="tight")`` writes a file.
 """
 
 from ._embeddings import umap

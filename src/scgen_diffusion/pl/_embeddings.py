@@ -14,8 +14,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba_array
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from scgen_diffusion._arguments import as_list, check_count, known_names
-from scgen_diffusion.data import as_labels, check_is_anndata, obs_column
+from scgen_diffusion._arguments import as_list, check_count
+from scgen_diffusion.data import as_labels, check_is_anndata, make_indexable, obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression
 
 from ._figures import (
@@ -25,14 +25,12 @@ from ._figures import (
     finish,
     label_colors,
     label_order,
-    limits_around,
     mixed_scatter,
     panels,
     sides_of,
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
@@ -51,7 +49,6 @@ def umap(
     seed: int = 0,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
     """Plot real cells, synthetic cells, and both together, in one UMAP.
 
@@ -75,8 +72,6 @@ def umap(
         Axes to draw on, three for each colour.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -100,17 +95,18 @@ def umap(
     for name, cells in {"real": real, "synthetic": synthetic}.items():
         check_is_anndata(cells, name)
     n_cells = min(real.n_obs, synthetic.n_obs, check_count("max_cells", max_cells, least=2))
-    sides = sides_of(real, synthetic, layer=layer, max_cells=n_cells, seed=seed)
+    drawn = (np.random.default_rng(seed).permutation(cells.n_obs)[:n_cells] for cells in (real, synthetic))
+    parts = (make_indexable(cells)[np.sort(rows)] for cells, rows in zip((real, synthetic), drawn, strict=True))
+    sides = sides_of(*parts, layer)
     names = as_list(color) or [None]
     looks = [look_of(name, sides) for name in names]
     expressions = [side.expression for side in sides.values()]
-    axes = panels(3 * len(names), axs, size=(3.6, 3.4), n_columns=3)
+    axes = panels(3 * len(names), axs, size=(4.0, 3.4), n_columns=3)
 
     space = ComparisonSpace.fit(Expression(sp.vstack([part.values for part in expressions]), None), seed=seed)
     both = umap_of(np.concatenate([space.project(expression) for expression in expressions]), seed=seed)
     points = np.split(both, [sides["real"].cells.n_obs])
     size = float(np.clip(16_000 / len(both), 2, 18))
-    low, high = limits_around(both)
     counts = {"real": len(points[0]), "synthetic": len(points[1]), "both": len(both)}
     rows = [axes[start : start + 3] for start in range(0, len(axes), 3)]
     for row, name, (colors, legend, scale) in zip(rows, names, looks, strict=True):
@@ -118,13 +114,13 @@ def umap(
         mixed_scatter(row[1], points[1:], colors[1:], size=size)
         mixed_scatter(row[2], points, list(SOURCES.values()), size=size)
         for ax, (title, count) in zip(row, counts.items(), strict=True):
-            ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+            ax.set(xlim=row[2].get_xlim(), ylim=row[2].get_ylim(), xticks=[], yticks=[])
             ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
         row[0].set_ylabel("UMAP 2")
         explain_colors(row[2], legend | SOURCES, title=name if legend else None)
         if scale is not None:
             row[1].figure.colorbar(scale, ax=row[1], label=name, shrink=0.7)
-    return finish(axes, show, save)
+    return finish(axes, show)
 
 
 def look_of(
@@ -134,35 +130,28 @@ def look_of(
     if color is None:
         return list(SOURCES.values()), {}, None
     real, genes = sides["real"].cells, sides["real"].cells.var_names
-    lacking = [name for name, side in sides.items() if color not in side.cells.obs]
-    if len(lacking) == 2 and color in genes:
+    if color in genes and color not in real.obs:
         gene = genes.get_indexer([color])
         return number_colors(color, [side.expression.values[:, gene].toarray().ravel() for side in sides.values()])
-    if lacking:
-        known = [*sides[lacking[0]].cells.obs, *genes]
-        msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
-        raise KeyError(msg)
     columns = [obs_column(side.cells, color, name) for name, side in sides.items()]
     if all(is_numeric_dtype(column) and not is_bool_dtype(column) for column in columns):
         return number_colors(color, [column.astype(float).to_numpy() for column in columns])
     labels = [as_labels(column) for column in columns]
-    legend = label_colors(real, color, label_order(real, color, *labels))
+    legend = label_colors(real, color, label_order(sides, color))
     return [to_rgba_array([legend[label] for label in series]) for series in labels], legend, None
 
 
 def number_colors(
     color: str, numbers: Sequence[NDArray]
 ) -> tuple[list[NDArray], dict[str, Any], ScalarMappable | None]:
-    """Return the colours of numbers on one scale. Infinite ones are grey, like missing ones: no scale holds all."""
-    numbers = [np.where(np.isfinite(part), part, np.nan) for part in numbers]
-    both = np.concatenate(numbers)
-    if np.isnan(both).all():
+    """Return the colours of numbers on one scale; missing ones are grey."""
+    known = np.concatenate(numbers)
+    if not (known := known[np.isfinite(known)]).size:
         msg = f"`color` {color!r} has no number; all are missing."
         raise ValueError(msg)
-    norm = Normalize(np.nanmin(both), np.nanmax(both))
-    scale = ScalarMappable(norm, plt.get_cmap("viridis").with_extremes(bad=MISSING_COLOR))
-    legend: dict[str, Any] = {"no number": MISSING_COLOR} if np.isnan(both).any() else {}
-    return [scale.to_rgba(part) for part in numbers], legend, scale
+    cmap = plt.get_cmap("viridis").with_extremes(bad=MISSING_COLOR)
+    scale = ScalarMappable(Normalize(known.min(), known.max()), cmap)
+    return [scale.to_rgba(part) for part in numbers], {}, scale
 
 
 def umap_of(values: NDArray, *, seed: int) -> NDArray[np.float32]:

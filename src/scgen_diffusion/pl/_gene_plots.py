@@ -10,23 +10,17 @@ import scanpy as sc
 import scipy.sparse as sp
 import seaborn as sns
 from anndata import AnnData
-from matplotlib.colors import Normalize
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from scgen_diffusion._arguments import check_count
 from scgen_diffusion.data import NO_LABEL
 from scgen_diffusion.metrics import correlation, gene_correlations, gene_statistics, marker_genes
 
 from ._figures import (
-    MOST_LABELS,
-    MOST_NAMED,
-    OURS,
     SOURCES,
     choose,
     explain_colors,
     finish,
-    heat_map,
     ink,
     label_order,
     labels_of,
@@ -38,17 +32,15 @@ from ._figures import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
 MEAN = "mean expression, ln(1 + CP10k)"
 VARIANCE = "variance, (ln(1 + CP10k))²"
 LETTER = 0.085  # inches, of a label
 N_TREND_POINTS = 20
-MOST_GENES = 300  # of a dot plot
+MOST_NAMED = 60  # genes in a heat map, of which more would be hard to read
 UNCLIPPED_SHARE = 0.99
 ALL_CELLS = "all cells"
 ROW = "label and kind of cells"  # unlike any gene
@@ -60,11 +52,8 @@ def library_size(
     *,
     groupby: str | None = None,
     layer: str | None = None,
-    max_cells: int = 20_000,
-    seed: int = 0,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
     """Plot the distribution of total counts in real and synthetic cells, on a logarithmic axis.
 
@@ -78,17 +67,10 @@ def library_size(
         Column of `obs`. Default: all cells together.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
-    max_cells
-        Larger sets are subsampled at random to this many cells; with `groupby`, each label keeps at least 50 of its
-        cells.
-    seed
-        Seed of the subsampling.
     ax
         Axis to draw on.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -106,7 +88,7 @@ def library_size(
     --------
     scgen_diffusion.metrics.library_size_ks : The difference as a number.
     """
-    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
+    sides = sides_of(real, synthetic, layer)
     tables = []
     for name, side in sides.items():
         totals = side.expression.library_sizes
@@ -117,16 +99,15 @@ def library_size(
         tables.append(pd.DataFrame({"total": totals, "cells": name, "label": labels}))
     table = pd.concat(tables, ignore_index=True).query("total > 0")
     look = {"x": "total", "hue": "cells", "palette": SOURCES, "legend": False}
-    order = [ALL_CELLS] if groupby is None else label_order(real, groupby, table["label"])
-    order = choose("groupby", None, order, most=MOST_LABELS)
-    (ax,) = panels(1, ax, size=(5.5 + LETTER * max(map(len, order)), 1.2 + 0.36 * len(order)))
+    order = [ALL_CELLS] if groupby is None else label_order(sides, groupby)
+    (ax,) = panels(1, ax, size=(6.3 + LETTER * max(map(len, order)), 1.2 + 0.36 * len(order)))
     shapes = {"inner": "quart", "cut": 0, "density_norm": "width", "linewidth": 0.8, "log_scale": True}
     sns.violinplot(table, y="label", order=order, ax=ax, **look, **shapes)
     ax.set(xlabel="total counts per cell", ylabel="", title="Library size")
     plain_numbers(ax.xaxis)
     without_frame(ax)
     explain_colors(ax, SOURCES)
-    return finish(ax, show, save)
+    return finish(ax, show)
 
 
 def mean_variance(
@@ -134,11 +115,8 @@ def mean_variance(
     synthetic: AnnData,
     *,
     layer: str | None = None,
-    max_cells: int = 20_000,
-    seed: int = 0,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
     """Plot every gene's variance against its mean, in real and synthetic cells, on logarithmic axes.
 
@@ -152,16 +130,10 @@ def mean_variance(
         Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
-    max_cells
-        Larger sets are subsampled at random to this many cells.
-    seed
-        Seed of the subsampling.
     ax
         Axis to draw on.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -172,8 +144,8 @@ def mean_variance(
     --------
     scgen_diffusion.metrics.mean_variance_error : The difference as a number.
     """
-    tables = tables_of(real, synthetic, layer, max_cells, seed)
-    (ax,) = panels(1, ax, size=(3.4, 3.8))
+    tables = tables_of(real, synthetic, layer)
+    (ax,) = panels(1, ax, size=(5.0, 3.8))
     drawn = draw_genes(ax, tables, "variance")
     # the first line stays visible under the second
     for (name, table), width in zip(drawn.items(), (4.5, 1.8), strict=True):
@@ -183,7 +155,7 @@ def mean_variance(
         ax.plot(medians["mean"], medians["variance"], color=SOURCES[name], linewidth=width)
     ax.set(yscale="log", ylabel=VARIANCE, title="Mean and variance of genes")
     plain_numbers(ax.yaxis)
-    return finish(ax, show, save)
+    return finish(ax, show)
 
 
 def zero_fraction(
@@ -191,11 +163,8 @@ def zero_fraction(
     synthetic: AnnData,
     *,
     layer: str | None = None,
-    max_cells: int = 20_000,
-    seed: int = 0,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
     """Plot every gene's share of zeros: synthetic against real cells, and both against the gene's mean.
 
@@ -208,16 +177,10 @@ def zero_fraction(
         Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
-    max_cells
-        Larger sets are subsampled at random to this many cells.
-    seed
-        Seed of the subsampling.
     axs
         Two axes to draw on.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -228,8 +191,8 @@ def zero_fraction(
     --------
     scgen_diffusion.metrics.gene_profile_errors : The difference as a number.
     """
-    tables = tables_of(real, synthetic, layer, max_cells, seed)
-    axes = panels(2, axs, size=(3.8, 3.8))
+    tables = tables_of(real, synthetic, layer)
+    axes = panels(2, axs, size=(4.6, 3.8))
     zeros = np.column_stack([table["zero_fraction"] for table in tables.values()])
     axes[0].axline((0, 0), (1, 1), color=ink(), linewidth=0.8, linestyle="--", zorder=3)
     mixed_scatter(axes[0], [zeros], [ink(0.75)], size=point_size(len(zeros)), alpha=0.5)
@@ -241,23 +204,18 @@ def zero_fraction(
     axes[1].set(ylim=margin, ylabel="share of zeros", title="Zeros and mean of genes")
     for ax in axes:
         ax.set_box_aspect(1)
-    return finish(axes, show, save)
+    return finish(axes, show)
 
 
-def tables_of(
-    real: AnnData, synthetic: AnnData, layer: str | None, max_cells: int, seed: int
-) -> dict[str, pd.DataFrame]:
+def tables_of(real: AnnData, synthetic: AnnData, layer: str | None) -> dict[str, pd.DataFrame]:
     """Return the gene statistics of both sets."""
-    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    sides = sides_of(real, synthetic, layer)
     return {name: gene_statistics(side.expression) for name, side in sides.items()}
 
 
 def draw_genes(ax: Axes, tables: Mapping[str, pd.DataFrame], statistic: str) -> dict[str, pd.DataFrame]:
     """Draw a statistic of every gene against its mean. Return the genes that fit on a logarithmic axis."""
     drawn = {name: table[(table["mean"] > 0) & (table["variance"] > 0)] for name, table in tables.items()}
-    if all(table.empty for table in drawn.values()):
-        msg = "There is nothing to plot: no gene varies among the real cells, or among the synthetic ones."
-        raise ValueError(msg)
     points = [table[["mean", statistic]].to_numpy() for table in drawn.values()]
     n_genes = len(tables["real"])
     mixed_scatter(ax, points, list(SOURCES.values()), size=point_size(n_genes), alpha=0.5)
@@ -279,14 +237,10 @@ def gene_correlation(
     synthetic: AnnData,
     *,
     n_genes: int = 50,
-    genes: Sequence[str] | None = None,
     groupby: str | None = None,
     layer: str | None = None,
-    max_cells: int = 20_000,
-    seed: int = 0,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
     """Plot the correlations between genes, in real and synthetic cells, as two heat maps on one scale.
 
@@ -301,23 +255,15 @@ def gene_correlation(
         Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     n_genes
         Number of genes to show: those that vary most in real cells (variance of log-normalised expression).
-    genes
-        Genes to show instead.
     groupby
         Column of `obs`. Correlations are then within groups, after subtracting each group's mean. Default: among all
         cells, where differences between cell types cause most of the correlations.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
-    max_cells
-        Larger sets are subsampled at random to this many cells.
-    seed
-        Seed of the subsampling.
     axs
         Two axes to draw on.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -328,28 +274,18 @@ def gene_correlation(
     ------
     KeyError
         If `groupby` is not a column of both `obs`.
-    ValueError
-        If there are fewer than three genes, or unknown ones.
 
     See Also
     --------
     scgen_diffusion.metrics.gene_correlation_similarity : The similarity in the title.
     """
-    check_count("n_genes", n_genes)
-    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
-    if genes is None:
-        variances = gene_statistics(sides["real"].expression)["variance"].to_numpy()
-        places = np.argsort(-variances, kind="stable")[:n_genes]
-    else:
-        places = real.var_names.get_indexer(list(dict.fromkeys(choose("genes", genes, real.var_names))))
-    if len(places) < 3:
-        msg = f"Correlations need at least 3 genes, but found {len(places)}."
-        raise ValueError(msg)
+    sides = sides_of(real, synthetic, layer)
+    variances = gene_statistics(sides["real"].expression)["variance"].to_numpy()
+    places = np.argsort(-variances, kind="stable")[:n_genes]
     vectors = []
     for name, side in sides.items():
         labels = None if groupby is None else labels_of(side.cells, groupby, name).to_numpy().astype(str)
         vectors.append(gene_correlations(side.expression.values[:, places].toarray(), labels))
-    matrices = [squareform(vector) for vector in vectors]
     distances = np.maximum(1 - vectors[0], 0)  # rounding puts equal genes a little below zero
     order = leaves_list(linkage(distances, "average", optimal_ordering=True))
 
@@ -357,17 +293,16 @@ def gene_correlation(
     limit = max(np.quantile(np.abs(np.concatenate(vectors)), UNCLIPPED_SHARE), 0.05)
     side_length = 1.4 + 0.105 * min(len(names), MOST_NAMED)
     axes = panels(2, axs, size=(side_length + 0.8, side_length))
-    for ax, matrix in zip(axes, matrices, strict=True):
-        without_diagonal = np.ma.masked_array(matrix[np.ix_(order, order)], np.eye(len(order), dtype=bool))
-        look = {"cmap": "RdBu_r", "norm": Normalize(-limit, limit), "fontsize": 6}
-        image = heat_map(ax, without_diagonal, names, names, **look)
+    look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "cbar": False, "square": True, "mask": np.eye(len(order))}
+    for ax, vector in zip(axes, vectors, strict=True):
+        ax.tick_params(length=0, labelsize=6)
         ax.set_facecolor("0.85")
-        ax.tick_params(length=0)
+        sns.heatmap(pd.DataFrame(squareform(vector)[np.ix_(order, order)], names, names), ax=ax, **look)
     axes[0].set_title("real")
     axes[1].set_title(f"synthetic\n(similarity {correlation(*vectors):.2f} in these {len(names)} genes)")
     what = "correlation of genes" if groupby is None else f"correlation of genes\nwithin {groupby}"
-    axes[1].figure.colorbar(image, ax=axes, label=what, shrink=0.6, extend="both")
-    return finish(axes, show, save)
+    axes[1].figure.colorbar(axes[1].collections[0], ax=axes, label=what, shrink=0.6, extend="both")
+    return finish(axes, show)
 
 
 def marker_dotplot(
@@ -378,20 +313,16 @@ def marker_dotplot(
     n_genes: int = 3,
     genes: Sequence[str] | None = None,
     layer: str | None = None,
-    max_cells: int = 20_000,
-    seed: int = 0,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
     """Plot marker genes as scanpy's dot plot: for each label, a row of real cells above a row of synthetic ones.
 
     The area of a dot is the share of cells that express the gene, its colour the mean log-normalised expression.
-    Markers come from the real cells, label by label. Genes that are specific to a label come first: they are ranked by
-    Welch's t (:func:`~scgen_diffusion.metrics.marker_genes`) times the share of the label's cells that express the gene
-    minus that of all others. So genes that all cells express, such as those of ribosomes, are no markers. A gene that
-    marks several labels is drawn once, with the first of them. Each row has its number of cells (after subsampling) in
-    brackets, as dots of few cells are noisy.
+    Markers come from the real cells, label by label: of the 50 genes with the largest Welch's t
+    (:func:`~scgen_diffusion.metrics.marker_genes`), those with the largest fold changes. So genes that all cells
+    express, such as those of ribosomes, are no markers. A gene that marks several labels is drawn once, with the first
+    of them. Each row has its number of cells in brackets, as dots of few cells are noisy.
 
     Parameters
     ----------
@@ -405,16 +336,10 @@ def marker_dotplot(
         Genes to show instead.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
-    max_cells
-        Larger sets are subsampled at random to this many cells; each label keeps at least 50 of its cells.
-    seed
-        Seed of the subsampling.
     ax
         Axis in whose place to draw; the one that is returned is new.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -426,27 +351,22 @@ def marker_dotplot(
     KeyError
         If `groupby` is not a column of both `obs`.
     ValueError
-        If genes are unknown, there are no markers, or there are more than 100 labels or 300 genes.
+        If genes are unknown, or there are no markers.
 
     See Also
     --------
     scgen_diffusion.metrics.marker_agreement : The agreement in numbers.
     """
-    check_count("n_genes", n_genes)
-    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
+    sides = sides_of(real, synthetic, layer)
     labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
-    order = choose("groupby", None, label_order(real, groupby, *labels.values()), most=MOST_LABELS)
+    order = label_order(sides, groupby)
+    title = "Marker genes of real cells" if genes is None else "Expression of genes"
     if genes is None:
-        title = "Marker genes of real cells"
-        is_labelled = (labels["real"] != NO_LABEL).to_numpy()
-        known = labels["real"][is_labelled].to_numpy()
-        of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes) if len(known) else {}
-        places = [place for label in order for place in of_label.get(label, [])]
-    else:
-        title = "Expression of genes"
-        places = real.var_names.get_indexer(choose("genes", genes, real.var_names))
-    places = choose("genes", None, dict.fromkeys(places), most=MOST_GENES)
-    genes = list(real.var_names[places])
+        labelled = sides["real"].cells[(labels["real"] != NO_LABEL).to_numpy()]
+        markers = marker_genes(labelled, groupby, layer=layer).sort_values("log_fold_change", ascending=False)
+        genes = [gene for label in order for gene in markers.loc[markers["label"] == label, "gene"][:n_genes]]
+    genes = list(dict.fromkeys(choose("genes", genes, real.var_names)))
+    places = real.var_names.get_indexer(genes)
     rows = pd.concat([found + f", {name}" for name, found in labels.items()])
     sizes = rows.value_counts()
     known = [row for label in order for name in labels if (row := f"{label}, {name}") in sizes]
@@ -460,26 +380,4 @@ def marker_dotplot(
     drawn.set_title(title)
     for text, row in zip(drawn.get_yticklabels(), known, strict=True):
         text.set_color(SOURCES[row.rpartition(", ")[2]])
-    if ax is None:
-        drawn.figure.set_gid(OURS)
-    return finish(drawn, show, save)
-
-
-def specific_genes(values: sp.csr_matrix, labels: NDArray, n_genes: int) -> dict[str, list[int]]:
-    """Return the positions of the genes that are most specific to each label, from log-normalised values of cells.
-
-    Labels that cannot be compared, such as those with one cell, are left out.
-    """
-    cells = AnnData(
-        values,
-        obs=pd.DataFrame({"label": labels}, index=np.arange(len(labels)).astype(str)),
-        var=pd.DataFrame(index=np.arange(values.shape[1]).astype(str)),
-        uns={"log1p": {}},
-    )
-    is_expressed, found = values > 0, {}
-    for label, rows in marker_genes(cells, "label", n_genes=cells.n_vars).groupby("label"):
-        inside, outside = (np.ravel(is_expressed[mask].mean(axis=0)) for mask in (labels == label, labels != label))
-        places = rows["gene"].astype(int).to_numpy()  # by Welch's t, which decides between genes that all cells express
-        specificity = rows["score"].clip(lower=0).to_numpy() * (inside - outside).round(2)[places]
-        found[label] = places[np.argsort(-specificity, kind="stable")[:n_genes]].tolist()
-    return found
+    return finish(drawn, show)

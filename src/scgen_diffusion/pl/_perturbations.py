@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
+from itertools import cycle, islice
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
+import seaborn as sns
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import check_count
@@ -22,9 +23,7 @@ from ._figures import (
     SIGNS,
     SOURCES,
     choose,
-    end_of_first_row,
     finish,
-    first_column,
     ink,
     legend_beside,
     panels,
@@ -32,28 +31,24 @@ from ._figures import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
-MOST_CASES = 200  # rows of a figure, which is then 7 feet high
-LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
+LETTER, NAME_LETTER, LEGEND = 0.08, 0.066, 1.4  # inches, of labels, names of genes, and the legend
 TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
 WORDS = {"lower": "lower is better", "higher": "higher is better", "real": "best where real cells are"}
 TOP_COLOR = COLORS[1]  # for the genes that change most
 CHANGE = "mean change, ln(1 + CP10k)"
 MARGIN = 0.06  # around the points, as a share of the range
-LINE_HEIGHT = 0.055  # between names, as a share of the axis
 
 #: Columns of the table of scores that are not methods.
 NOT_METHODS = ("metric", "perturbation", "group", "real", "better")
 GREYS = {"no_change": 0.6, "mean_shift": 0.42, "additive": 0.24}  # for the baselines, as shares of ink
 METRICS = ("energy_distance", "mean_change_correlation", "de_overlap_top_100")
-SPREAD = 0.7  # share of a row's height over which its methods are spread
+SPREAD = 0.6  # share of a row's height over which its methods are spread
 
 
 def mean_change(
@@ -66,7 +61,6 @@ def mean_change(
     layer: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
     """Plot every gene's mean change against control, predicted against real, and name the genes that change most.
 
@@ -89,8 +83,6 @@ def mean_change(
         Axes to draw on, with room for names to the right.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -128,24 +120,13 @@ def mean_change(
         r = correlation(part["real"].to_numpy(), part["predicted"].to_numpy())
         ax.scatter(part["real"], part["predicted"], linewidths=0, label=f"{name}: r = {r:.2f}", **look)
     named = top.iloc[:n_names].sort_values("predicted")
-    places = ax.transAxes.inverted().transform(ax.transData.transform(named[["real", "predicted"]]))
-    heights = spread_out(places[:, 1], min(LINE_HEIGHT, 1 / max(len(named), 1)), 0, 1)
     arrow = {"arrowstyle": "-", "color": ink(0.4), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
     options = {"textcoords": "axes fraction", "va": "center", "fontsize": 7, "arrowprops": arrow, "zorder": 1.5}
-    for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
-        ax.annotate(name, (gene["real"], gene["predicted"]), (1.03, height), **options)
+    for place, (name, gene) in enumerate(named.iterrows()):
+        ax.annotate(name, (gene["real"], gene["predicted"]), (1.03, (place + 0.5) / len(named)), **options)
     ax.legend(loc="upper left", fontsize="small", handletextpad=0.2, borderaxespad=0.2, edgecolor="none")
     without_frame(ax)
-    return finish(ax, show, save)
-
-
-def spread_out(heights: NDArray, gap: float, low: float, high: float) -> NDArray[np.float64]:
-    """Move ascending heights apart by at least a gap, within bounds if they fit."""
-    heights = np.array(heights, dtype=np.float64)
-    steps = gap * np.arange(len(heights))
-    heights = np.maximum.accumulate(heights - steps) + steps
-    ceiling = high - gap / 2 - steps[::-1]
-    return np.maximum(np.minimum(heights, ceiling), low + gap / 2 + steps)
+    return finish(ax, show)
 
 
 def perturbation_scores(
@@ -156,13 +137,12 @@ def perturbation_scores(
     methods: Sequence[str] | Mapping[str, str] | None = None,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
     """Plot how well methods predict perturbations, next to baselines: one panel per metric, one row per case.
 
     A case is a perturbation in a group. Baselines are grey. The black line is the score of real cells as a prediction
-    of each other. Several rows for one metric and case, such as several seeds, are small points next to
-    their mean. The sign behind a metric shows which direction is better.
+    of each other. Of several rows for one metric and case, such as several seeds, the mean and the range are shown. The
+    sign behind a metric shows which direction is better.
 
     Parameters
     ----------
@@ -173,7 +153,7 @@ def perturbation_scores(
         most; the first metrics of the table if it has none of these.
     cases
         Cases to show, from the top: ``"perturbation, group"``; without the perturbation if the groups alone differ, and
-        without the group ``"all"``. At most 200. Default: all.
+        without the group ``"all"``. Default: all.
     methods
         Columns of the table, or a mapping from columns to names in the plot. Default: all, with ``"predicted"`` as the
         name of ``"value"``.
@@ -181,8 +161,6 @@ def perturbation_scores(
         Axes to draw on, one per metric.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -192,8 +170,7 @@ def perturbation_scores(
     Raises
     ------
     ValueError
-        If a metric, case or method is unknown, there are too many cases, or too many methods, or the table is
-        another one.
+        If a metric, case or method is unknown, or the table is another one.
 
     Examples
     --------
@@ -217,47 +194,35 @@ def perturbation_scores(
     labels = table["group"].astype(str)
     if not is_one:
         labels = (table["perturbation"].astype(str) + ", " + labels).str.removesuffix(", all")
-    cases = choose("cases", cases, labels.unique(), most=MOST_CASES)
-    known = [column for column in table if column not in NOT_METHODS and table[column].dtype.kind in "iuf"]
-    if methods is None:
-        methods = [column for column in known if table[column].dtype.kind == "f" and table[column].notna().any()]
-    columns = choose("methods", methods, known, most=len(MARKERS))
+    cases = choose("cases", cases, labels.unique())
+    known = [name for name in table.select_dtypes("floating") if name not in NOT_METHODS]
+    columns = choose("methods", table[known].dropna(axis=1, how="all") if methods is None else methods, known)
     columns = sorted(columns, key=lambda column: column in GREYS)  # baselines last; else in the same order
     names = methods if isinstance(methods, Mapping) else {"value": "predicted"}
-    styles = {
-        column: {"color": ink(GREYS[column]) if column in GREYS else color, "marker": marker}
-        for column, marker, color in zip(columns, MARKERS, cycle(COLORS), strict=False)
-    }
-    names_of_cases = LETTER * max(map(len, cases))  # beside the panels of a row
-    width = 2.5 + names_of_cases / min(len(metrics), N_COLUMNS)
+    colors = dict(zip(columns, cycle(COLORS), strict=False)) | {name: ink(share) for name, share in GREYS.items()}
+    palette, markers = [colors[name] for name in columns], [*islice(cycle(MARKERS), len(columns))]
+    rows = table.assign(case=labels).melt(["metric", "case", "real"], columns, "method", "score")
+    width = 2.5 + (LETTER * max(map(len, cases)) + LEGEND) / min(len(metrics), N_COLUMNS)  # beside the panels
     axes = panels(len(metrics), axs, size=(width, 1.3 + 0.42 * len(cases)))
-    offsets = (np.arange(len(styles)) - (len(styles) - 1) / 2) * SPREAD / max(len(styles), 2)
+    look = {"dodge": SPREAD, "errorbar": ("pi", 100), "linestyle": "none", "markersize": 5.5, "linewidth": 1}
+    look |= {"order": cases, "hue_order": columns, "palette": palette, "markers": markers, "legend": False}
     better = table.drop_duplicates("metric").set_index("metric")["better"]
-    named = first_column(axes)
     for ax, metric in zip(axes, metrics, strict=True):
-        for place, case in enumerate(cases):
-            rows = table[(table["metric"] == metric) & (labels == case)]
-            if place % 2:
-                ax.axhspan(place - 0.5, place + 0.5, color=ink(0.04), linewidth=0, zorder=0)
-            ax.vlines(rows["real"].mean(), place - 0.45, place + 0.45, zorder=1, color=ink(), linewidth=1.2)
-            for offset, (column, look) in zip(offsets, styles.items(), strict=True):
-                values, y, color = rows[column].dropna(), place + offset, look["color"]
-                if len(values) > 1:
-                    ax.scatter(values, np.full(len(values), y), s=7, color=color, alpha=0.5, linewidths=0)
-                if len(values):
-                    ax.scatter(values.mean(), y, s=30, linewidths=0, zorder=3, **look)
+        own = rows[(rows["metric"] == metric) & rows["case"].isin(cases)]
+        real = own.groupby("case")["real"].mean().reindex(cases)
+        ax.vlines(real, np.arange(len(cases)) - 0.45, np.arange(len(cases)) + 0.45, color=ink(), linewidth=1.2)
+        sns.pointplot(own, x="score", y="case", hue="method", ax=ax, **look)
         title = fill(metric.replace("_", "_ "), TITLE_LENGTH).replace("_ ", "_")
         ax.set_title(f"{title} {SIGNS[better[metric]]}", fontsize="small")
-        ax.set(ylim=(len(cases) - 0.5, -0.5), axisbelow=True)
-        ax.set_yticks(range(len(cases)), cases)
-        ax.tick_params(axis="y", length=0, labelleft=ax in named)
+        ax.set(ylim=(len(cases) - 0.5, -0.5), axisbelow=True, xlabel="", ylabel="")
+        ax.tick_params(axis="y", length=0)
         ax.grid(axis="x", color=ink(0.1), linewidth=0.6)
         ax.spines[["top", "right", "left"]].set_visible(False)
     handles = [
-        Line2D([], [], linestyle="", markersize=5.5, label=names.get(column, column.replace("_", " ")), **look)
-        for column, look in styles.items()
+        Line2D([], [], linestyle="", label=names.get(column, column.replace("_", " ")), color=color, marker=marker)
+        for column, color, marker in zip(columns, palette, markers, strict=True)
     ]
     line = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=REAL_LABEL)
     signs = [Line2D([], [], linestyle="", label=f"{SIGNS[n]} {WORDS[n]}") for n in better[metrics].unique()]
-    legend_beside(end_of_first_row(axes), [*handles, line, *signs])
-    return finish(axes, show, save)
+    legend_beside(axes[:N_COLUMNS][-1], [*handles, line, *signs])
+    return finish(axes, show)

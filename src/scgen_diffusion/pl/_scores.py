@@ -11,10 +11,9 @@ from matplotlib.colors import Normalize
 from scgen_diffusion.data import check_one_modality
 from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_real
 
-from ._figures import MOST_LABELS, SIGNS, choose, finish, panels
+from ._figures import SIGNS, choose, finish, panels
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
@@ -38,7 +37,6 @@ def scores(
     by: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
     r"""Plot all metrics of one evaluation, or of several, as a heat map that is coloured by how bad they are.
 
@@ -68,8 +66,6 @@ def scores(
         Axis to draw on.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -79,9 +75,8 @@ def scores(
     Raises
     ------
     ValueError
-        If a column, metric or group is unknown, nothing is left to show, several groups are asked for with ``by``, the
-        table has several rows or modalities for the same metric and column of the heat map, or there are more than 100
-        columns.
+        If a column, metric or group is unknown, nothing is left to show, or the table has several rows or modalities
+        for the same metric and column of the heat map.
 
     Examples
     --------
@@ -96,17 +91,13 @@ def scores(
         raise ValueError(msg)
     if by is not None:
         choose("by", [by], [name for name in table if name not in COLUMNS])
-    table = table.astype({"metric": object, "better": object})  # categories cannot be joined to other text
     metrics = choose("metrics", metrics, table["metric"].unique())
-    groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique(), most=MOST_LABELS)
-    if by and len(groups) > 1:
-        msg = f"With `by`, the heat map shows one group, but `groups` has {groups}."
-        raise ValueError(msg)
+    groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique())
     check_one_modality(table)
     signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     table = table[table["group"].isin(groups)]
     column = by or "group"
-    names = choose("by", None, table[by].unique(), most=MOST_LABELS) if by else groups
+    names = choose("by", None, table[by].unique()) if by else groups
     if (repeated := table.duplicated(["metric", column])).any():
         metric, name = table.loc[repeated, ["metric", column]].iloc[0]
         msg = f"`table` has several rows of {metric!r} and {name!r}; name the column that tells them apart in `by`."
@@ -129,7 +120,7 @@ def scores(
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.6, ticks=[0, 1], aspect=24)
     bar.ax.set_yticklabels(["as real cells,\nor better", "as shuffled genes*,\nor worse"], fontsize="small")
     ax.set_xlabel(KEY, fontsize="small", labelpad=10)
-    return finish(ax, show, save)
+    return finish(ax, show)
 
 
 def badness(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,14 +12,15 @@ from matplotlib.ticker import MaxNLocator
 from ._figures import finish, panels, plain_numbers, without_frame
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
 TRAIN, VALIDATION = "_train", "_validation"
+#: The losses that networks minimise, without the head of totals.
+OF_NETWORKS = ("autoencoder_loss", "velocity_loss", "denoising_loss", "perturbation_flow_loss")
 SPAN_OF_LOG = 8  # losses that span a larger factor get a logarithmic axis
-COLORS = {TRAIN: "#56B4E9", VALIDATION: "#0072B2"}
+KINDS = {TRAIN: ("training cells", "#56B4E9"), VALIDATION: ("validation cells", "#0072B2")}
 
 
 def training_history(
@@ -27,7 +28,6 @@ def training_history(
     *,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
     """Plot the losses of training and validation cells over the epochs, one panel per training stage.
 
@@ -43,8 +43,6 @@ def training_history(
         Axes to draw on, one per loss.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -66,19 +64,18 @@ def training_history(
         msg = f"`model` ({type(model).__name__}) has no training history; call train() first."
         raise ValueError(msg)
     names = list(dict.fromkeys(name.removesuffix(TRAIN).removesuffix(VALIDATION) for name in curves))
-    # the loss of each stage, "<stage>_loss"; the ELBO of scvi-tools' models; else everything
-    of_stages = [name for name in names if name.endswith("_loss") and name.count("_") == 1]
-    losses = [_of_network(name, curves) for name in of_stages if name != "reconstruction_loss"]
-    losses = losses or [name for name in names if name == "elbo"] or names
+    # the losses of networks; the ELBO of scvi-tools' models; else everything
+    losses = (
+        [name for name in names if name.endswith(OF_NETWORKS)] or [name for name in names if name == "elbo"] or names
+    )
     axes = panels(len(losses), axs, size=(3.9, 3.2), sharey=False)
     for ax, loss in zip(axes, losses, strict=True):
-        shown = {kind: curves[loss + kind] for kind in COLORS if loss + kind in curves}
+        shown = {kind: curves[loss + kind] for kind in KINDS if loss + kind in curves}
         for kind, curve in shown.items():
-            marker = "o" if len(curve) < 20 else ""
-            label = {TRAIN: "training cells", VALIDATION: "validation cells"}[kind]
-            ax.plot(curve.index, curve, color=COLORS[kind], linewidth=1.6, marker=marker, markersize=3, label=label)
+            (label, color), marker = KINDS[kind], "o" if len(curve) < 20 else ""
+            ax.plot(curve.index, curve, color=color, linewidth=1.6, marker=marker, markersize=3, label=label)
         if VALIDATION in shown:
-            best, color = shown[VALIDATION].idxmin(), COLORS[VALIDATION]
+            best = shown[VALIDATION].idxmin()
             star = {"marker": "*", "markersize": 11, "color": color, "markeredgecolor": "black", "linestyle": ""}
             ax.plot([best], [shown[VALIDATION][best]], label=f"lowest: epoch {best}", **star)
         values = np.concatenate(list(shown.values()))
@@ -89,13 +86,4 @@ def training_history(
         ax.set(title=loss.replace("_", " "), xlabel="epoch", ylabel="loss per cell")
         ax.legend(frameon=False, fontsize="small")
         without_frame(ax)
-    return finish(axes, show, save)
-
-
-def _of_network(loss: str, curves: Mapping[str, object]) -> str:
-    """Return the part of a stage's loss that its network minimises, if there are as many curves of it."""
-    for part in ("velocity_loss", "denoising_loss"):
-        name = loss.replace("loss", part)
-        if all(name + kind in curves for kind in COLORS if loss + kind in curves):
-            return name
-    return loss
+    return finish(axes, show)

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from itertools import product
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.colors import CenteredNorm, Normalize
-from matplotlib.lines import Line2D
+import seaborn as sns
 
 from scgen_diffusion._arguments import check_count
 
 from ._figures import (
     choose,
-    end_of_first_row,
     finish,
-    first_column,
-    heat_map,
-    ink,
-    legend_beside,
     panels,
     scanpy_colors,
     without_frame,
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
-
-LINE_STYLES = ["-", "--", ":", "-."]
 
 
 def layer_statistics(
@@ -42,7 +31,6 @@ def layer_statistics(
     groups: Sequence[str] | None = None,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
     """Plot statistics of the layers, of all heads together, over the diffusion time: a line per group of cells.
 
@@ -58,8 +46,6 @@ def layer_statistics(
         Axes to draw on, one per layer.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -72,34 +58,24 @@ def layer_statistics(
         If a statistic or group is not in the table.
     """
     table = table[table["head"] == "all"]
-    names = choose("statistics", statistics, table["statistic"].unique(), most=len(LINE_STYLES))
+    names = choose("statistics", statistics, table["statistic"].unique())
+    colors = scanpy_colors(list(table["group"].unique()))
+    groups = choose("groups", groups, colors)
+    ylabel = (names[0].replace("_", " ") if len(names) == 1 else "value") + " (nats)" * ("coding_rate" in names[0])
     layers = sorted(table["layer"].unique())
-    known = list(table["group"].unique())
-    groups = choose("groups", groups, known)
-    colors = scanpy_colors(known)
-
-    levels = table.sort_values("time")["noise_level"].to_numpy()
-    xlabel = f"diffusion time ({'data → noise' if levels[-1] >= levels[0] else 'noise → data'})"
-    axes = panels(len(layers), axs, size=(3.2, 3.0))
+    axes = panels(len(layers), axs, size=(4.2, 3.0))
+    look = {"x": "time", "y": "value", "errorbar": None, "marker": "o", "markersize": 4, "markeredgewidth": 0}
+    if len(groups) > 1 or len(names) == 1:
+        look |= {"hue": "group", "hue_order": groups, "palette": colors}
+    if len(names) > 1:
+        look |= {"style": "statistic", "style_order": names}
+    shown = table[table["statistic"].isin(names) & table["group"].isin(groups)]
     for ax, layer in zip(axes, layers, strict=True):
-        of_layer = table[table["layer"] == layer].set_index(["group", "statistic"]).sort_index()
-        for group, (name, style) in product(groups, zip(names, LINE_STYLES, strict=False)):
-            rows = of_layer.loc[[(group, name)]].sort_values("time")
-            ax.plot(rows["time"], rows["value"], style, color=colors[group], marker="o", markersize=3, linewidth=1.5)
-        ax.set(title=f"layer {layer}", xlabel=xlabel)
+        sns.lineplot(shown[shown["layer"] == layer], **look, legend=ax is axes[-1], ax=ax)
+        ax.set(title=f"layer {layer}", xlabel="diffusion time (data → noise)", ylabel=ylabel)
         without_frame(ax)
-    common = commonprefix(names)
-    shared = names[0] if len(names) == 1 else common[: common.rfind("_") + 1]
-    unit = " (nats)" * ("coding_rate" in shared)
-    for ax in first_column(axes):
-        ax.set_ylabel(shared.strip("_").replace("_", " ") + unit)
-    handles = [Line2D([], [], color=colors[group], label=group) for group in groups if len(groups) > 1]
-    for name, style in zip(names, LINE_STYLES, strict=False):
-        if len(names) > 1:
-            handles.append(Line2D([], [], color=ink(0.7), linestyle=style, label=name[len(shared) :]))
-    if handles:
-        legend_beside(end_of_first_row(axes), handles, handlelength=2.6)
-    return finish(axes, show, save)
+    sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
+    return finish(axes, show)
 
 
 def coding_rate(table: pd.DataFrame, **kwargs: object) -> list[Axes] | None:
@@ -128,7 +104,6 @@ def head_loadings(
     n_genes: int = 5,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
     """Plot the genes with the largest loadings of each head, as a heat map of genes by heads.
 
@@ -143,8 +118,6 @@ def head_loadings(
         Axis to draw on.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
 
     Returns
     -------
@@ -154,14 +127,15 @@ def head_loadings(
     check_count("n_genes", n_genes)
     genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
     (ax,) = panels(1, ax, size=(1.6 + 0.32 * table.shape[1], 1.2 + 0.16 * len(genes)))
-    values = table.loc[genes].to_numpy()
-    cmap, norm, label = "viridis", Normalize(0, values.max()), "loading"
-    if values.min() < 0:  # relative
-        cmap, norm, label = "RdBu_r", CenteredNorm(), "loading, relative to\ngene and head ($\\log_2$)"
-    image = heat_map(ax, values, genes, list(table), fontsize="x-small", aspect="auto", cmap=cmap, norm=norm)
-    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.6)
+    shown = table.loc[genes]
+    look = {"cmap": "viridis", "vmin": 0, "cbar_kws": {"label": "loading", "shrink": 0.6}}
+    if shown.min(axis=None) < 0:  # relative
+        largest, label = shown.abs().max(axis=None), "loading, relative to\ngene and head ($\\log_2$)"
+        look = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest, "cbar_kws": {"label": label, "shrink": 0.6}}
+    ax.tick_params(labelsize="x-small")
+    sns.heatmap(shown, ax=ax, **look)
     ax.set_xlabel("head")
     layers = [head.partition("H")[0] for head in table]
     for place in np.flatnonzero(np.array(layers[1:]) != np.array(layers[:-1])):
-        ax.axvline(place + 0.5, color="white", linewidth=2)
-    return finish(ax, show, save)
+        ax.axvline(place + 1, color="white", linewidth=2)
+    return finish(ax, show)

@@ -236,14 +236,14 @@ def draw(
 ) -> dict[str, list[dict[str, str]]]:
     """Draw what these cells allow: the pictures of each section."""
     pictures: dict[str, list[dict[str, str]]] = {} if label is None else {"Labels": []}
-    options = {"layer": layer, "seed": seed, "show": False}
+    options = {"layer": layer, "show": False}
 
     def add(section: str, axes: Axes | Sequence[Axes], caption: str) -> None:
         pictures.setdefault(section, []).append({**_as_png(axes), "caption": caption})
 
     if label is not None and len({*real.obs[label], *synthetic.obs[label]}) > MOST_LABELS:
         label = None
-    axes = pl.umap(real, synthetic, color=label, **options)
+    axes = pl.umap(real, synthetic, color=label, seed=seed, **options)
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
     if label is not None and (table["group"] != ALL).any():
         axes = pl.scores(table, show=False)
