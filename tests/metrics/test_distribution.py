@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import entropy
 
 from scgen_diffusion.metrics import (
-    _distribution,
     classifier_auc,
-    ilisi,
     precision_recall_density_coverage,
     squared_mmd,
     wasserstein_2,
@@ -140,31 +137,3 @@ def test_logistic_auc_of_shifted_gaussians_approaches_its_closed_form():
 def test_a_line_does_not_see_another_spread(classifier, sees):
     auc = classifier_auc(gaussian(300, 2, seed=0), gaussian(300, 2, seed=1, scale=3.0), classifier=classifier)
     assert (auc > 0.7) is sees
-
-
-def test_ilisi_is_nearly_one_for_mixed_sets_and_zero_for_sets_apart():
-    real = gaussian(500, seed=0)
-    assert ilisi(real, gaussian(500, seed=1)) > 0.9
-    assert ilisi(real, gaussian(500, seed=1, shift=100)) == pytest.approx(0, abs=1e-6)
-
-
-def test_ilisi_takes_equally_near_cells_of_both_sets():
-    values = np.repeat(np.eye(3), 100, axis=0)
-    assert ilisi(values, values) > 0.9
-
-
-def test_ilisi_is_the_inverse_simpson_index_of_equally_distant_neighbours():
-    # the corners of a simplex are all equally far: each of the synthetic cells, which are most, sees 19 of its own set
-    # and 11 of the other
-    corners = np.eye(31)
-    share = 19 / 30
-    expected = 1 / (share**2 + (1 - share) ** 2) - 1
-    assert ilisi(corners[:11], corners[11:]) == pytest.approx(expected)
-
-
-def test_neighbours_have_gaussian_weights_of_the_perplexity():
-    squared = np.sort(np.random.default_rng(0).random((5, 30)), axis=1)
-    weights = _distribution._weights_of_perplexity(squared, 10)
-    np.testing.assert_allclose(np.exp(entropy(weights, axis=1)), 10, rtol=1e-6)
-    slope = np.log(weights[:, 1:] / weights[:, :1]) / (squared[:, 1:] - squared[:, :1])
-    np.testing.assert_allclose(slope, slope[:, :1].repeat(29, axis=1), rtol=1e-6)

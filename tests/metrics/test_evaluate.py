@@ -69,8 +69,8 @@ def test_all_cells_have_every_metric_in_the_catalogues_order(full):
 
 def test_a_row_does_not_depend_on_the_other_metrics(full):
     sets = cells(80, seed=1), cells(80, seed=2)
-    alone = table(*sets, train=cells(180, seed=3), metrics=["recall", "ilisi"], groupby="type", n_bootstrap=5)
-    together = full[full["metric"].isin(["recall", "ilisi"])].reset_index(drop=True)
+    alone = table(*sets, train=cells(180, seed=3), metrics=["recall", "auc_neighbours"], groupby="type", n_bootstrap=5)
+    together = full[full["metric"].isin(["recall", "auc_neighbours"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, together)
 
 
@@ -365,29 +365,12 @@ def test_sparse_and_empty_cells_are_no_near_copies(n_genes, total, n_empty):
         assert summary(found).of_level("ok") == ["near_copies"]
 
 
-@pytest.mark.parametrize(("n_real", "n_synthetic", "is_fault"), [(0, 6, False), (24, 28, False), (0, 60, True)])
-def test_more_empty_synthetic_cells_than_real_ones_are_a_fault(n_real, n_synthetic, is_fault):
-    real, synthetic = (cells(120, seed=seed) for seed in (1, 2))
-    for side, n_empty in ((real, n_real), (synthetic, n_synthetic)):
-        side.X = sp.vstack([0 * side.X[:n_empty], side.X[n_empty:]], format="csr")
-    if is_fault:
-        with pytest.raises(ValueError, match="`synthetic` has 60 of 120 cells"):
-            table(real, synthetic)
-        return
-    found = table(real, synthetic, metrics=["duplicate_share", "copied_cells", "precision"])
-    assert figure(found, "duplicate_share") == n_synthetic / 120
-    assert figure(found, "copied_cells") == 0
-
-
 def test_a_layer_that_concat_filled_with_zeros_is_noticed():
     real, synthetic = cells(150, seed=1), cells(120, seed=2)
     real.layers["counts"] = real.X.copy()
     both = ad.concat([real, synthetic], join="outer")
-    with (
-        pytest.warns(UserWarning, match="`synthetic` has values in `X`"),
-        pytest.raises(ValueError, match="`synthetic`.*concat"),
-    ):
-        table(both[:150].copy(), both[150:].copy())
+    with pytest.warns(UserWarning, match="`synthetic` has values in `X`"):
+        table(both[:150].copy(), both[150:].copy(), metrics=["gene_mean_error"])
 
 
 def test_the_attack_uses_all_synthetic_cells_not_only_those_compared():
@@ -554,7 +537,6 @@ def test_intervals_of_a_classifier_are_as_wide_as_its_auc_varies_between_draws_o
         ({"metrics": "marker_slope"}, ValueError, "'marker_slope'.*`groupby`"),
         ({"metrics": ["copied_cells"], "train": None, "real": cells(150, seed=1)}, ValueError, "`train`"),
         ({"groupby": "typ"}, KeyError, "'typ'.*'type'"),
-        ({"groupby": []}, ValueError, "`groupby`"),
         ({"layer": "raw"}, KeyError, "`real_test` .*'raw'"),
         ({"real": cells(49, seed=1)}, ValueError, "`real_test` has 49 cells"),
         ({"real": cells(149, seed=1), "train": None}, ValueError, "`real_test` has 149 cells"),
@@ -575,27 +557,12 @@ def test_arguments_that_cannot_be_compared_raise(options, error, message):
         table(**options)
 
 
-def test_held_out_cells_must_not_be_training_cells():
-    train = cells(240, seed=3)
-    with pytest.raises(ValueError, match="`real_test` has cells of `train`"):
-        table(train[:100].copy(), train=train)
-    joined = ad.concat([train, train[[7, 150]]])  # names of two samples, of which two are equal
-    with pytest.raises(ValueError, match="`real_test` has cells of `train`"):
-        table(train[:100].copy(), train=joined)
-
-
-def test_training_cells_held_out_under_other_names_are_noticed():
+def test_training_cells_among_the_held_out_ones_are_noticed():
     real = cells(120, seed=1)
     train = ad.concat([real, cells(120, seed=3)], index_unique="-")
     found = table(real, train=train, metrics=["copied_cells"])
     assert found.attrs["leaked"] == 1
     assert summary(found).of_level("warning") == ["leaked"]
-
-
-def test_different_cells_may_have_the_same_name():
-    real, train = cells(120, seed=1), cells(240, seed=3)
-    real.obs_names = train.obs_names[:120]
-    assert table(real, train=train)["value"].notna().all()
 
 
 def changed(adata, **changes):
@@ -614,10 +581,9 @@ def of_type(labels):
 @pytest.mark.parametrize(
     ("sets", "error", "message"),
     [
-        ({"synthetic": {"var_names": lambda a: "E" + a.var_names}}, ValueError, "`synthetic`.*Eg0"),
+        ({"synthetic": {"var_names": lambda a: "E" + a.var_names}}, ValueError, "`synthetic` lacks"),
         ({"synthetic": {"obs": lambda a: a.obs[[]]}}, KeyError, "`synthetic.obs`.*'type'"),
         ({"real": of_type([None] * 3 + ["a"] * 57)}, ValueError, "`real_test.obs.* 3 of 60"),
-        ({"real": of_type("all")}, ValueError, "`groupby`.*'all'"),
         ({"real": of_type("1"), "synthetic": of_type("1.0")}, ValueError, "`synthetic` and `real_test`.*1.0"),
         ({"real": {"X": lambda a: a.X * 0.5}}, ValueError, "`real_test`"),
         ({"synthetic": {"X": lambda a: None}}, ValueError, "`synthetic`"),

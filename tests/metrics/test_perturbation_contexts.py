@@ -4,10 +4,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.preprocessing import normalize
 
 from scgen_diffusion.metrics import CATALOGUE, evaluate
-from scgen_diffusion.metrics._perturbation import GeneMoments, rank_score, unit_vectors
-from scgen_diffusion.metrics._perturbation_contexts import Shift
+from scgen_diffusion.metrics._perturbation import GeneMoments, Shift, rank_score
 
 COLUMNS = ["metric", "perturbation", "group", "value", "real", "no_change", "mean_shift", "additive", "better"]
 
@@ -70,12 +70,6 @@ def test_the_additive_baseline_is_as_good_as_real_cells_where_effects_add_up():
     assert energy["mean_shift"] < energy["no_change"]
 
 
-def test_real_cells_given_as_predictions_give_a_warning():
-    real = cells("A", "B", seed=1)
-    with pytest.warns(UserWarning, match="100% .*`synthetic` are exact copies of cells in `real_test`"):
-        judge(real, ad.concat([real, real], index_unique="-"))
-
-
 @pytest.mark.parametrize("name", ["synthetic", "other"])
 def test_counts_of_other_cells_beside_a_prediction_give_a_warning(name):
     real, control = cells("A", seed=1), cells("ctrl", seed=9, rates=list(BASE / 60))  # one count per gene
@@ -106,14 +100,14 @@ UNLABELLED.obs.loc[UNLABELLED.obs_names[:2], "gene"] = None
         ({"perturbation_key": None}, ValueError, "`perturbation_key`"),
         ({"control": None}, ValueError, "`control`"),
         ({"control": None, "perturbation_key": None, "others": {"x": 1}}, ValueError, "`others`"),
-        ({"scales": {"rna": "log1p"}}, ValueError, "`scales`"),
+        ({"layer": {"rna": "raw"}}, ValueError, "`layer`"),
         ({"others": {"real": cells("A", seed=3)}}, ValueError, "`others`.*'real'"),
         ({"others": {"train": cells("A", seed=3)}}, ValueError, "`others`.*'train'"),
         ({"others": {"better": cells("A", seed=3)}}, ValueError, "`others`.*'better'"),
         ({"synthetic": cells("A")[:1]}, ValueError, "`synthetic`"),
         ({"synthetic": cells("A", key="drug")}, KeyError, "`synthetic.*'gene'"),
         ({"real_test": UNLABELLED}, ValueError, "`real_test.*'gene'.* 2 of 120"),
-        ({"real_test": cells("ctrl", seed=1)}, ValueError, "`real_test`.*ctrl"),
+        ({"real_test": cells("ctrl", seed=1)}, ValueError, "`real_test`"),
     ],
 )
 def test_arguments_that_cannot_be_compared_raise(change, error, message):
@@ -212,7 +206,9 @@ def test_discrimination_is_that_of_changes_without_the_perturbed_genes():
     log = [np.log1p(a.X / a.X.sum(axis=1, keepdims=True) * 1e4) for a in (real, predicted)]
     start = np.log1p(control.X / control.X.sum(axis=1, keepdims=True) * 1e4).mean(axis=0)
     changes = [np.array([x[real.obs["gene"] == name].mean(axis=0) - start for name in names])[:, 1:] for x in log]
-    expected = [rank_score(unit_vectors(changes[0]) @ own, row) for row, own in enumerate(changes[1])]
+    expected = [
+        rank_score(normalize(changes[0]), row, np.full(39, fill_value=True), own) for row, own in enumerate(changes[1])
+    ]
     np.testing.assert_allclose(table.set_index("perturbation").loc[names, "value"], expected)
     assert expected[1] == 1
     assert expected[0] < 1
@@ -305,22 +301,10 @@ def test_perturbations_without_cells_are_named():
         judge(cells("A", "B", "C", "A+C", seed=1), cells("A", "B", "C", seed=2))
     with pytest.raises(ValueError, match="`real_test`.*'B'.* 1"):
         judge(cells("A", "B", seed=1)[:121], cells("A", "B", seed=2))
-    with pytest.raises(ValueError, match="`control`.*'B' of 'y'"):
+    with pytest.raises(ValueError, match="`control`.*'B'.*'y'"):
         judge(
             cells("B", seed=1, line="y"), cells("B", seed=2, line="y"), groupby="line", control=cells("ctrl", line="x")
         )
-
-
-def test_perturbed_cells_among_control_cells_give_a_warning():
-    with pytest.warns(UserWarning, match="`control` has cells of B, ctrl"):
-        judge(cells("A", seed=1), cells("A", seed=2), control=cells("ctrl", "B", seed=9))
-
-
-def test_empty_predicted_cells_raise():
-    empty = cells("A", seed=3)
-    empty.X[:] = 0
-    with pytest.raises(ValueError, match="`other` has 120 of 120 cells"):
-        judge(cells("A", seed=1), cells("A", seed=2), others={"other": empty})
 
 
 # --- baselines -------------------------------------------------------------------------------------------------------

@@ -5,12 +5,11 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 """
 
 from ._catalogue import CATALOGUE, GUESSING, excess_over_real
-from ._cells import Expression, align_genes, expression_of
+from ._cells import ComparisonSpace, Expression, align_genes, expression_of
 from ._comparison import ALL, FIGURES, QUANTILE, Limits, Metric
 from ._distribution import (
     classifier_auc,
     energy_distance,
-    ilisi,
     precision_recall_density_coverage,
     squared_mmd,
     wasserstein_2,
@@ -50,7 +49,6 @@ from ._safety import (
     membership_inference,
     memorisation,
 )
-from ._space import ComparisonSpace
 from ._use import augmentation_gain, trts_accuracy, tstr_f1
 
 __all__ = [
@@ -87,7 +85,6 @@ __all__ = [
     "gene_differences",
     "gene_profile_errors",
     "gene_statistics",
-    "ilisi",
     "library_size_ks",
     "marker_agreement",
     "marker_genes",

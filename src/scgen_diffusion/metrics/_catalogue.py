@@ -176,9 +176,6 @@ def auc_genes(comparison: CellComparison) -> float:
     return auc_of_scores(*comparison.scores(_told_apart, "quick_boosting"))
 
 
-_metric("Distribution", "higher", scopes=GROUPS, bounds=SHARE)(_of("pcs", _distribution.ilisi))
-
-
 # --- genes ------------------------------------------------------------------------------------------------------------
 
 
@@ -522,7 +519,7 @@ def specific_change_correlation(comparison: Prediction) -> float:
 @_metric("Perturbations", "higher", needs=("control", "perturbations"), scopes=("perturbation",), bounds=SHARE)
 def perturbation_discrimination(comparison: Prediction) -> float:
     """Whether a predicted change is most like that of its own perturbation; guessing scores 0.5."""
-    return comparison.panel.score(comparison.synthetic.moments.mean - comparison.control.moments.mean)
+    return comparison.discriminate(comparison.synthetic.moments.mean - comparison.control.moments.mean)
 
 
 _effect_metric(_perturbation.de_overlap, "higher", SHARE, n_top=20)

@@ -1,17 +1,18 @@
-"""Read cells as expression on a common scale, labels or points, from AnnData or arrays, and check and align them."""
+"""Read cells as expression on a common scale, principal components, labels or points, and check and align them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
+from sklearn.decomposition import PCA
 from sklearn.utils import check_array
 
 from scgen_diffusion._arguments import as_list, warn_user
@@ -21,6 +22,7 @@ from scgen_diffusion.data import (
     are_whole_numbers,
     as_labels,
     check_structure,
+    check_values,
     join_labels,
     layer_names,
     layer_of,
@@ -44,10 +46,11 @@ TARGET_SUM = 1e4
 COUNTS_LAYER = "counts"
 REAL = ("real_test", "train", "control")  # names of the sets of real cells
 GENERATED = ("synthetic", "predicted")
-MANY_EMPTY = 0.05  # share of empty cells above which generated cells are not what they were meant to be
 CHUNK = 2_000
-N_SHARED_CHECKED = 500
 N_LAYER_CHECKED = 100
+N_GENES = 2_000
+N_COMPONENTS = 30
+MAX_FITTED_CELLS = 10_000
 
 
 @dataclass(frozen=True)
@@ -116,19 +119,15 @@ def expression_of(cells: Cells | Expression, *, layer: str | None = None, name: 
 def on_scale(matrix: sp.spmatrix | NDArray, log_base: float | None, *, name: str, scale: Scale) -> Expression:
     """Return values on a scale, given the base of their logarithms from :func:`matrix_of`."""
     matrix = to_csr(matrix, name).astype(np.float64, copy=False)
-    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
-        advice = "If it was scaled (scanpy.pp.scale), set `layer` to the layer with counts."
-        msg = f"`{name}` must not hold negative, infinite or missing values. {advice}"
-        raise ValueError(msg)
     if log_base is None:
-        if len(others := matrix.data[matrix.data % 1 > 0]):
-            msg = f"`{name}` must hold counts, or logarithms with uns['log1p'], but has {others[0]:.4g}; set `layer`."
-            raise ValueError(msg)
+        if matrix.nnz:
+            check_values(matrix, f"`{name}`", "counts", "Set `layer`.")
         return Expression(scale(matrix), np.asarray(matrix.sum(axis=1)).ravel())
-    if (largest := matrix.data.max(initial=0)) * np.log(log_base) > LARGEST_LOG1P:
-        msg = f"`{name}.uns['log1p']` says that `X` holds logarithms, but {largest:.4g} is too large; set `layer`."
+    natural = matrix * np.log(log_base)
+    if not 0 <= natural.data.min(initial=0) <= natural.data.max(initial=0) <= LARGEST_LOG1P:  # NaN neither
+        msg = f"`{name}` has `uns['log1p']`, but `X` has values that are negative, missing or too large; set `layer`."
         raise ValueError(msg)
-    return Expression(scale((matrix * np.log(log_base)).expm1()), None)
+    return Expression(scale(natural.expm1()), None)
 
 
 def scale_to_target(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
@@ -179,13 +178,7 @@ def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:
     if found.equals(genes):
         return
     if len(missing := genes.difference(found)):
-        some, own = list(missing[:3]), list(found[:3])
-        msg = (
-            f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {some}; it has {own}."
-        )
-        raise ValueError(msg)
-    if not (found.is_unique and genes.is_unique):
-        msg = f"`{name}` and the real cells have other orders of genes, whose names must then be unique."
+        msg = f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {missing[0]!r}."
         raise ValueError(msg)
 
 
@@ -235,17 +228,11 @@ def _log_base(entry: object, matrix: object, name: str) -> float | None:
 
 
 def _log_base_of_files(cells: CellFiles, name: str) -> float | None:
-    """Return the base of the logarithms, None for counts; raise unless all files have the same one."""
-    bases = {}
-    for file in cells.files:
-        has_logs = cells.layer is None and "log1p" in file.keys("uns")
-        entry = file.read("uns", "log1p") if has_logs else None
-        base = np.e if cells.values == "log1p" else None
-        bases[file.name] = base if entry is None else _log_base(entry, file.matrix(None), name)
-    if len({*bases.values()}) > 1:
-        msg = f"All files of `{name}` must hold counts (None), or logarithms to one base, but they have {bases}."
-        raise ValueError(msg)
-    return next(iter(bases.values()))
+    """Return the base of the logarithms in the first file, None for counts."""
+    first = cells.files[0]
+    if cells.layer is not None or "log1p" not in first.keys("uns"):
+        return np.e if cells.values == "log1p" else None
+    return _log_base(first.read("uns", "log1p"), first.matrix(None), name)
 
 
 @dataclass(frozen=True)
@@ -293,14 +280,14 @@ class Source:
         if isinstance(cells, CellFiles):
             read_rows, log_base = cells.read_values, _log_base_of_files(cells, name)
             names = cells.obs_names
-            if groupby is not None:
+            if groupby:
                 cells = AnnData(obs=cells.read_columns(as_list(groupby), kind="groupby").set_axis(names))
         else:
             # read once, because a view of an AnnData copies its values on every access
             matrix, log_base = matrix_of(cells, layer, name, is_generated=name not in REAL)
             matrix = to_csr(matrix, name) if sp.issparse(matrix) else matrix
             read_rows, names = partial(_rows_of, matrix), cells.obs_names
-        labels = None if groupby is None else labels_of(cells, groupby, name=name)
+        labels = labels_of(cells, groupby, name=name) if groupby else None
         values = lambda rows: to_csr(read_rows(rows), name)[:, columns]
         return cls(name, names, labels, values, log_base, scale or log_normalise)
 
@@ -319,39 +306,11 @@ class Source:
         for start in range(0, max(len(rows), 1), CHUNK):
             yield self.read(rows[start : start + CHUNK])
 
-    def count_empty(self) -> int:
-        """Return the number of cells without any count."""
-        return sum(int((chunk.values.sum(axis=1) == 0).sum()) for chunk in self.chunks(np.arange(len(self))))
-
 
 def _rows_of(matrix: sp.spmatrix | NDArray | CSRDataset, rows: NDArray) -> sp.spmatrix | NDArray:
     """Return some rows, in the given order. Files need ascending rows."""
     ascending = np.argsort(rows, kind="stable")
     return matrix[rows[ascending]][np.argsort(ascending, kind="stable")]
-
-
-def check_for_empty_cells(sources: Mapping[str, Source]) -> None:
-    """Raise if many generated cells, and few real ones, have no counts in the genes that are compared."""
-    real = sources["real_test"]
-    most = real.count_empty() / max(len(real), 1) + MANY_EMPTY
-    for source in (source for name, source in sources.items() if name not in REAL):
-        if (n_empty := source.count_empty()) > most * len(source):
-            found = f"`{source.name}` has {n_empty:,} of {len(source):,} cells without any count in the genes compared."
-            msg = f"{found} `anndata.concat(join='outer')` leaves a layer empty that generated cells lack."
-            raise ValueError(msg)
-
-
-def check_for_training_cells(real: Source, train: Source) -> None:
-    """Raise if most cells of the same name have the same values, among the first names that each set has once."""
-    sets = real, train
-    once = [source.obs_names[~source.obs_names.duplicated(keep=False)] for source in sets]
-    shared = once[0].intersection(once[1])[:N_SHARED_CHECKED]
-    if not len(shared):
-        return
-    values = [source.read(source.obs_names.get_indexer_for(shared)).values for source in sets]
-    if ((values[0] != values[1]).getnnz(axis=1) == 0).mean() > 0.5:
-        msg = "`real_test` has cells of `train`: the same `obs_names` with the same values."
-        raise ValueError(msg)
 
 
 def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adata") -> NDArray[np.str_]:
@@ -362,24 +321,19 @@ def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adat
     KeyError
         If a column does not exist.
     ValueError
-        If `groupby` is empty, a cell has no label, or `obs` has several columns of this name.
+        If a cell has no label, or `obs` has several columns of this name.
     """
     keys = as_list(groupby)
-    if not keys:
-        msg = "`groupby` is empty; name one or more columns of `obs`."
-        raise ValueError(msg)
     for key in keys:
-        if n_missing := int(obs_column(adata, key, name).isna().sum()):
-            msg = f"`{name}.obs[{key!r}]` has no label for {n_missing} of {adata.n_obs} cells; remove these cells."
-            raise ValueError(msg)
+        text_labels(obs_column(adata, key, name), f"{name}.obs[{key!r}]")  # raises where one is missing
     return join_labels(adata.obs, keys)
 
 
 def text_labels(labels: ArrayLike, name: str) -> NDArray[np.str_]:
     """Return labels as text (:func:`as_labels`); raise if one is missing."""
     labels = pd.Series(labels)
-    if labels.isna().any():
-        msg = f"`{name}` has no label for {labels.isna().sum()} of {len(labels)} cells; remove these cells."
+    if n_missing := int(labels.isna().sum()):
+        msg = f"`{name}` has no label for {n_missing} of {len(labels)} cells; remove these cells."
         raise ValueError(msg)
     return np.array(as_labels(labels), dtype=str)
 
@@ -424,3 +378,83 @@ def check_same_number_of_genes(n_first: int, n_second: int, names: tuple[str, st
     if n_first != n_second:
         msg = f"`{names[0]}` has {n_first} genes and `{names[1]}` {n_second}; both must have the same."
         raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class ComparisonSpace:
+    """Genes and principal components of real training cells, in which every model is judged.
+
+    A PCA separates the cells that it was fitted to from all others, so fit it to cells that you do not compare.
+
+    Parameters
+    ----------
+    genes
+        Positions of the most variable genes, ascending, `(genes,)`.
+    pca
+        Principal components of their log-normalised values.
+    panel_size
+        Number of genes of the cells; those that are projected must have the same genes in the same order.
+    names
+        Their names, if the cells were an AnnData.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> counts = np.random.default_rng(0).poisson(2.0, (300, 50))
+    >>> space = ComparisonSpace.fit(counts[:200], n_components=5)
+    >>> space.project(counts[200:]).shape
+    (100, 5)
+    """
+
+    genes: NDArray[np.intp]
+    pca: PCA
+    panel_size: int
+    names: NDArray[Any] | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        train: Cells | Expression,
+        *,
+        n_genes: int = N_GENES,
+        n_components: int = N_COMPONENTS,
+        layer: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Choose genes and components.
+
+        Parameters
+        ----------
+        train
+            Real cells, none of which you compare later.
+        n_genes
+            Number of genes to keep: those whose log-normalised values vary most.
+        n_components
+            Number of principal components; fewer if there are fewer cells or genes.
+        layer
+            Layer with the counts.
+        seed
+            Seed of the randomised decomposition, and of the 10,000 cells that it uses if there are more.
+        """
+        expression = expression_of(train, layer=layer, name="train")
+        of_genes = variances(expression.values)
+        genes = np.sort(np.argsort(-of_genes, kind="stable")[:n_genes])
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.permutation(len(expression))[:MAX_FITTED_CELLS])
+        values = expression.values[rows][:, genes].toarray()
+        n_components = max(min(n_components, min(values.shape) - 1), 1)
+        pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(values)
+        return cls(genes, pca, len(of_genes), np.asarray(train.var_names) if isinstance(train, AnnData) else None)
+
+    def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
+        """Return the principal components of the cells, `(cells, components)`."""
+        expression = expression_of(cells, layer=layer)
+        self.check_genes(expression.values.shape[1], cells.var_names if isinstance(cells, AnnData) else None)
+        return self.pca.transform(expression.values[:, self.genes].toarray())
+
+    def check_genes(self, n_genes: int, names: pd.Index | None = None) -> None:
+        """Raise unless cells with so many genes, and with these names if they have names, can be projected."""
+        is_known = self.names is None or names is None or np.array_equal(names, self.names)
+        if n_genes != self.panel_size or not is_known:
+            msg = f"The cells have {n_genes} genes, but the space is of {self.panel_size} others, or in another order."
+            raise ValueError(msg)

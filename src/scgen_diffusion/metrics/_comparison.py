@@ -108,15 +108,14 @@ class Whole(NamedTuple):
         Principal components, `(cells, components)`.
     fingerprints
         Hashes of the cells' counts, `(cells,)`.
-    chance, chance_of_alike
-        Upper limits of the probability that a fresh cell equals each cell, or that one of any total has its
-        composition, `(cells,)`; tiny but for few counts.
+    chance
+        Upper limit of the probability that a fresh cell of any total has the composition of each cell, `(cells,)`; tiny
+        but for few genes.
     """
 
     pcs: NDArray[np.float32]
     fingerprints: NDArray[np.uint64]
     chance: NDArray[np.float64]
-    chance_of_alike: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class AllCells:
                 : max(PAIRS // n_train, LEAST_MEASURED)
             ]
             near = relative_nearness(side.pcs[rows], self.train.pcs)
-            is_chance = side.chance_of_alike[rows] * len(rows) * n_train > UNLIKELY
+            is_chance = side.chance[rows] * len(rows) * n_train > UNLIKELY
             found.append((np.where(is_chance, np.inf, near), near))
         (of_real, usual), (of_synthetic, _) = found
         return of_real, of_synthetic, usual

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import ot
 from scipy.spatial.distance import cdist, pdist
-from scipy.special import entr
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 #: Squared kernel widths, as multiples of the median squared distance.
 BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-
-PERPLEXITY = 30  # of iLISI
 
 #: Balls are larger by this share, so that rounding leaves no cell just outside.
 ROUNDING = 1e-9
@@ -217,7 +214,6 @@ CLASSIFIERS = {
 }
 
 N_FOLDS = 5
-N_BISECTIONS = 50
 
 
 def classifier_auc(
@@ -277,49 +273,3 @@ def auc_of_scores(real: NDArray, synthetic: NDArray) -> float:
     """Return the probability that a synthetic cell scores higher than a real one; ties count half."""
     is_synthetic = np.repeat([0, 1], [len(real), len(synthetic)])
     return float(roc_auc_score(is_synthetic, np.concatenate([real, synthetic])))
-
-
-def ilisi(real: ArrayLike, synthetic: ArrayLike) -> float:
-    """How well the two sets mix locally; 1 is fully mixed. Misses lost types and a few misplaced cells.
-
-    From 0 (the sets lie apart) to nearly 1 (they are mixed; chance leaves it a few per cent below); higher is better.
-    Use equal numbers of cells. *Catches* sets that lie apart. *Misses* a few misplaced cells, or a lost population.
-
-    The neighbours of each cell get Gaussian weights with a perplexity of 30 (less for fewer than 91 cells in all). With
-    the total weight :math:`p` of the synthetic ones, the effective number of sets is :math:`1 / (p^2 + (1 - p)^2)`,
-    between 1 and 2. The score is its median over cells, minus 1.
-
-    Parameters
-    ----------
-    real, synthetic
-        Points `(cells, features)`.
-
-    References
-    ----------
-    Korsunsky et al. 2019, Fast, sensitive and accurate integration of single-cell data with Harmony.
-    """
-    x, y = as_points(real=real, synthetic=synthetic)
-    perplexity = min(PERPLEXITY, (len(x) + len(y) - 1) // 3)
-    # of equally near cells, the search takes the first ones: put both sets in random order
-    order = np.random.default_rng(0).permutation(len(x) + len(y))
-    distances, neighbours = NearestNeighbors(n_neighbors=3 * perplexity).fit(np.concatenate([x, y])[order]).kneighbors()
-    weights = _weights_of_perplexity(distances.astype(np.float64) ** 2, perplexity)
-    share = (weights * (order[neighbours] >= len(x))).sum(axis=1)
-    return float(np.median(1 / (share**2 + (1 - share) ** 2) - 1))
-
-
-def _weights_of_perplexity(squared: NDArray[np.float64], perplexity: float) -> NDArray[np.float64]:
-    """Return Gaussian weights `(cells, neighbours)` of this perplexity, which sum to 1, by bisecting the precision."""
-    relative = squared - squared[:, :1]
-    relative /= np.maximum(relative.mean(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-
-    def weights(log_precision: NDArray) -> NDArray:
-        unscaled = np.exp(-np.exp(log_precision) * relative)  # 1 for the nearest neighbour, less for the others
-        return unscaled / unscaled.sum(axis=1, keepdims=True)
-
-    low, high = np.full((len(squared), 1), -20.0), np.full((len(squared), 1), 20.0)
-    for _ in range(N_BISECTIONS):
-        middle = (low + high) / 2
-        too_wide = entr(weights(middle)).sum(axis=1, keepdims=True) > np.log(perplexity)
-        low, high = np.where(too_wide, middle, low), np.where(too_wide, high, middle)
-    return weights(low)

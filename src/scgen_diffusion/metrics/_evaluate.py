@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -10,40 +10,47 @@ import numpy as np
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._arguments import as_list, known_names, warn_user
-from scgen_diffusion.data import PROVENANCE_KEY, SEPARATOR, CellFiles, to_csr
+from scgen_diffusion._arguments import as_list, known_names, list_first, warn_user
+from scgen_diffusion.data import PROVENANCE_KEY, SEPARATOR, CellFiles, as_labels, check_is_anndata, to_csr
 
 from ._catalogue import CATALOGUE, choose_metrics, leaked_share
 from ._cells import (
     Cells,
+    ComparisonSpace,
     Source,
-    align_genes,
-    check_for_empty_cells,
-    check_for_training_cells,
     check_same_number_of_genes,
+    labels_of,
 )
 from ._comparison import ALL, FIGURES, Draws, Metric, table_of
 from ._genes import count_labels
-from ._modalities import MIN_PAIRED_CELLS, common_modalities, joint_sources, modality_cells, pair_context, paired_cells
-from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
-from ._perturbation_contexts import evaluate_perturbations
+from ._modalities import (
+    MIN_PAIRED_CELLS,
+    choose_scale,
+    common_modalities,
+    joint_sources,
+    modality_cells,
+    pair_context,
+    paired_cells,
+)
+from ._perturbation import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
+from ._perturbation import Perturbed, check_perturbed, control_share_of, parts_of, perturbation_contexts
 from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context
-from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import pandas as pd
 
     from ._cells import Scale
     from ._comparison import Need, Scope
-    from ._space import ScaleName
+    from ._perturbation import Parts
 
     Row = dict[str, object]
 
+#: Columns of the table of perturbations, beside one per entry of `others`.
+PREDICTIONS = ("value", "real", "no_change", "mean_shift", "additive")
 MIN_CELLS = 50
 N_CELLS_CHECKED = 20
-N_LABELS_NAMED = 5
 
 
 def evaluate(
@@ -58,7 +65,6 @@ def evaluate(
     others: Mapping[str, AnnData] | None = None,
     metrics: str | Sequence[str] | None = None,
     layer: str | Mapping[str, str] | None = None,
-    scales: Mapping[str, ScaleName] | None = None,
     space: ComparisonSpace | None = None,
     max_cells: int = 2_000,
     n_repeats: int = 5,
@@ -69,43 +75,32 @@ def evaluate(
 
     What you pass decides what is compared: all cells, and each label of ``groupby``; with ``control``, each
     perturbation, next to baselines that need no model; for MuData, each modality, all of them together, and each pair.
-
-    Cells are drawn first (``max_cells``, ``seed``), and only these are compared; copies, duplicates and shares of
-    labels are counted in all cells, and membership inference uses all synthetic ones. Principal components are fitted
-    to real cells that are compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a
-    comparison have equal numbers of cells, because most figures depend on that number.
+    :doc:`/user_guide/metrics` explains the metrics and how to read the table.
 
     Parameters
     ----------
     real_test
         Real cells that the model was not trained on, 50 or more (150 without ``train``; with ``control``, two of each
         perturbation): counts in ``layers["counts"]`` or `X`, or log-normalised values in `X` with ``uns["log1p"]``.
-        Whole numbers and arrays are read as counts. In MuData, rows of a modality use the cells that have it, rows of a
-        pair the cells that have both (50 or more), and joint rows the cells that have all; if too few have both or
-        all, you get a warning and no such rows. Real cells without any count in a modality lack it.
+        Arrays are read as counts. In MuData, real cells without any count in a modality lack it.
     synthetic
-        Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
-        both come as arrays, the order must be the same too. A share of cells without counts that is more than 5 points
-        above that of ``real_test`` is an error.
+        Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order; in
+        arrays, in the same order.
     train
         Cells that the model was trained on, 100 or more (with ``control``, any number); needed for metrics of
         memorisation. These assume that ``train`` and ``real_test`` come from one distribution, and so do the real
-        values. For held-out donors, batches or times they measure the difference between donors, not a leak: leave
-        ``train`` out then. :class:`~scgen_diffusion.data.CellFiles` stay in their files and are read part by part. With
-        ``control``, the baselines ``mean_shift`` and ``additive`` and the principal components come from these cells,
-        which must be an AnnData then.
+        values: leave ``train`` out for held-out donors, batches or times. :class:`~scgen_diffusion.data.CellFiles` stay
+        in their files and are read part by part. With ``control``, the baselines ``mean_shift`` and ``additive`` and
+        the principal components come from these cells, which must be an AnnData then.
     groupby
         Column of `obs`, or several (joined by ``|``; a ``|`` inside a value becomes ``\|``), in all sets: the label
         that each synthetic cell was generated for. Adds metrics of labels, and rows for every label with 30 or more
         real cells (about 90 without ``train``). With ``control``, changes are taken against control cells of the same
-        label. The mean shift then averages all training perturbations in all labels; the additive baseline adds parts
-        in the same label. Add the donor or batch if cells have several: ``groupby=["cell_type", "donor"]``. Otherwise,
-        a difference between donors can look like an effect.
+        label, so add the donor or batch if cells have several: ``groupby=["cell_type", "donor"]``.
     control
-        Real unperturbed cells, with ``groupby`` those of all labels: changes of training cells, from which the
-        baselines come, are taken against them as well. Metrics of perturbations then judge every perturbation in
-        ``real_test``. If these cells have a value in ``obs[perturbation_key]``, cells with that value are left out of
-        the other sets, and that part of a name such as ``"KLF1+ctrl"`` is ignored.
+        Real unperturbed cells, with ``groupby`` those of all labels. Metrics of perturbations then judge every
+        perturbation in ``real_test``. If these cells have a value in ``obs[perturbation_key]``, cells with that value
+        are left out of the other sets, and that part of a name such as ``"KLF1+ctrl"`` is ignored.
     perturbation_key
         Column of `obs` with the perturbation; needed with ``control``.
     separator
@@ -114,30 +109,19 @@ def evaluate(
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
     metrics
-        Names of metrics; if None, all that apply. ``marker_overlap`` and ``mean_variance_error`` need 100 genes, and
-        metrics of the top 20 or 100 genes twice that many: in smaller panels they mean nothing.
+        Names of metrics; if None, all that apply.
     layer
         Layer with the counts of real cells, and of synthetic cells if they have it (generated cells have counts in
-        `X`). For MuData, one layer for each modality or one for all.
-    scales
-        For MuData, the scale on which the counts of a modality are compared. All scales keep zeros.
-
-        - ``"log_normalised"``: `log1p` of counts that sum to 10,000 per cell. Default for 500 features or more.
-        - ``"log1p"``: logarithms of the counts as they are. Default for fewer features, such as a panel of proteins,
-          where dividing by the total would make all others fall when one rises.
-        - ``"tf_idf"``: term frequency, inverse document frequency (Signac), with the frequencies of the training cells,
-          or of ``real_test`` without them. Default for values of 0 and 1 (open chromatin).
+        `X`). For MuData, one layer for each modality or one for all. Counts of a modality of fewer than 500 features,
+        such as a panel of proteins, are compared as their logarithms, zeros and ones (open chromatin) as term
+        frequency, inverse document frequency (Signac), and all others as `log1p` of counts that sum to 10,000.
     space
         Genes and components to use, fitted to cells of none of the sets, with the genes of ``real_test`` in the same
         order. All of ``train`` then plays the synthetic cells.
     max_cells
         Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
-        transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. In
-        ``marker_overlap``, ``marker_slope`` and ``mmd_per_label``, a label that has rows, but fewer than 20 cells among
-        those drawn on a side, has up to 50 of its own. Metrics of memorisation use all of ``train``. Copies and
-        duplicates (``copied_cells``, ``near_copies``, ``copied_test_cells``, ``duplicate_share``) are counted in all
-        cells of all sets, read part by part; ``near_copies`` in a random part if that would be more than a billion
-        pairs of cells. Means and variances of perturbations use all cells.
+        transport with its cube. Rare labels have some cells of their own, up to 500 in their own rows. Copies,
+        duplicates, shares of labels, and means and variances of perturbations are of all cells.
     n_repeats
         Number of draws that a real value averages (one for boosting, which is slow). 0 leaves the real value out.
     n_bootstrap
@@ -153,38 +137,30 @@ def evaluate(
     - `value`: synthetic against real cells.
     - `real`: real against as many other real cells: what a perfect model would score. Half of ``train`` plays the
       synthetic cells, or, without it, part of ``real_test``. For metrics of memorisation, one half of ``real_test`` is
-      compared with the other; for ``copied_cells`` and ``near_copies``, ``real_test`` with ``train``. NaN in a group
-      with fewer than 30 such cells: a label needs about 60 cells in ``train``, or 90 in ``real_test`` without it.
-    - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
-      total counts, no correlation. A model near this has learned nothing beyond single genes. NaN for copies.
+      compared with the other; for ``copied_cells`` and ``near_copies``, ``real_test`` with ``train``.
+    - `shuffled`: real cells with every gene's values shuffled within the group: right margins, no correlation. A model
+      near this has learned nothing beyond single genes. NaN for copies.
     - `low`, `high`: 95 % confidence interval of the mean value over draws of this size from the same model and tissue.
-      About 90 % of such draws have a value in it, as far as was measured. It is too narrow, or has no width, for a
-      share near its best or worst value, such as a ``trts_accuracy`` of 1.
-      Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
-      0 even if none was found. Their lower limit also allows for the uncertainty of the real value (Newcombe), but for
-      no more equal cells than chance can explain.
     - `better`: ``"lower"``, ``"higher"``, or ``"real"`` if the best value is the real value itself.
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
     has fewer than 30. ``attrs["n_labelled"]`` maps it, and ``"all"``, to the numbers of such cells in ``real_test`` and
     ``synthetic``. ``attrs["leaked"]`` is the share of ``real_test`` that is in ``train``, count by count, without what
-    chance may explain; above 0.5 %, you get a warning, too. It is 0 for less, and if no metric of copies was asked for,
-    or counts are compared with logarithms.
+    chance may explain; above 0.5 %, you get a warning, too. It is only known if a metric of copies was asked for.
 
     With ``control``, there is one row per metric, `perturbation` and group. `real` uses one half of the perturbation's
-    real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
-    noise than all cells, so a perfect prediction of full size scores better than this real value, and with few cells
-    even a mediocre one can. Instead of `shuffled` and the interval there are baselines: `no_change`, the control cells;
+    real cells as the prediction of the other, averaged over splits (NaN below four cells); a perfect prediction of full
+    size scores better. Instead of `shuffled` and the interval there are baselines: `no_change`, the control cells;
     `mean_shift`, control cells moved by the mean change of all training perturbations; `additive`, control cells moved
     by the sum of the changes of the parts (NaN if ``train`` lacks a part); and ``others`` (NaN if a method has fewer
     than two cells of a perturbation). A model has predicted an effect only if it beats every baseline.
 
     For MuData, the first column is `modality`: ``table[table["modality"] == "rna"]`` is a table for
     :func:`~scgen_diffusion.report.summary` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
-    show whether the modalities belong together. They have the metrics in component space, with each modality divided by
-    the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
-    ``cross_correlation_error``, whose `shuffled` shuffles the second modality among the real cells of each label.
-    ``attrs["scales"]``, ``attrs["n_cells"]``, ``attrs["n_labelled"]`` and ``attrs["leaked"]`` are by modality.
+    have the metrics in component space, with each modality divided by the standard deviation of its first component so
+    that none dominates (multiple factor analysis). Rows of pairs have ``cross_correlation_error``, whose `shuffled`
+    shuffles the second modality among the real cells of each label. ``attrs["scales"]`` and the other ``attrs`` are by
+    modality.
 
     Raises
     ------
@@ -193,29 +169,25 @@ def evaluate(
     TypeError
         If the sets are of different kinds, or an argument has the wrong type.
     ValueError
-        If there are too few cells, many synthetic cells have no counts, genes differ, a metric is unknown or lacks what
-        it needs, ``real_test`` has cells of ``train``, arguments contradict each other, a perturbation was not
-        predicted, or a group has no control cells.
+        If there are too few cells, genes differ, a metric is unknown or lacks what it needs, arguments contradict each
+        other, a perturbation was not predicted, or a group has no control cells.
 
     Notes
     -----
+    Principal components are fitted to real cells that are compared with nothing: half of ``train``, or a third of
+    ``real_test``. Both sides of a comparison have equal numbers of cells, because most figures depend on that number.
+
     The interval uses half-samples (McCarthy): half of the cells of each side is drawn without replacement,
     ``n_bootstrap`` times. For a mean of `n` cells, the variance over half-samples is
     :math:`s^2 / (n/2) \cdot (1 - 1/2) = s^2 / n`, that of the mean itself; to first order this holds for every figure
-    that is smooth in the cells. The mean of the half-samples is biased, so the interval is
-    :math:`\text{value} \pm t\, \text{SD}`, cut at the metric's bounds, with the 97.5 % quantile :math:`t` of Student's
-    distribution for one degree of freedom less than half-samples (2.26 for ten). A bootstrap with replacement would
-    fail, because repeated cells are each other's neighbours. For AUCs of classifiers, the cross-validated scores of the
-    cells are resampled. The interval does not include what another training run would change.
+    that is smooth in the cells. The interval is :math:`\text{value} \pm t\, \text{SD}`, cut at the metric's bounds,
+    with the 97.5 % quantile :math:`t` of Student's distribution. A bootstrap with replacement would fail, because
+    repeated cells are each other's neighbours. For AUCs of classifiers, the cross-validated scores of the cells are
+    resampled. Shares of copies and duplicates have Wilson's interval, whose lower limit also allows for the uncertainty
+    of the real value (Newcombe). No interval includes what another training run would change.
 
-    Real values draw real cells at random, labels included. Synthetic cells generated with exactly the labels of
-    ``real_test`` lack this scatter of labels, which favours them slightly in small sets.
-
-    Without ``groupby``, `within_label_correlation` and `within_label_slope` include differences between cell types.
-
-    With ``control``, ``specific_change_correlation`` needs ``train``, and ``perturbation_discrimination`` two or more
-    perturbations; otherwise they have no rows. ``energy_distance`` is measured in 30 principal components of ``train``,
-    or in ``space``; without both, in all genes, where its values are others.
+    ``energy_distance`` is measured in 30 principal components of ``train``, or in ``space``; without both, in all
+    genes, where its values are others.
 
     In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta`` and
     ``de_direction`` is ``de_direction_match``. ``de_overlap_top_100`` resembles ``overlap_at_100``, with other genes
@@ -254,8 +226,8 @@ def evaluate(
     if is_multimodal and (control is not None or space is not None):
         msg = "`control` and `space` need cells of one modality, such as mdata['rna'], but found MuData."
         raise ValueError(msg)
-    if not is_multimodal and (scales is not None or isinstance(layer, Mapping)):
-        msg = "`scales`, and `layer` by modality, are only for MuData, but no set is a MuData."
+    if isinstance(layer, Mapping) and not is_multimodal:
+        msg = "`layer` by modality is only for MuData, but no set is a MuData."
         raise ValueError(msg)
     if (control is None) != (perturbation_key is None) or (others and control is None):
         msg = "Perturbations need both `control` and `perturbation_key`; `others` needs these two."
@@ -264,10 +236,10 @@ def evaluate(
     if space is not None and isinstance(real_test, AnnData):  # the other sets are read in its order of genes
         space.check_genes(real_test.n_vars, real_test.var_names)
     if is_multimodal:
-        return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
+        return _evaluate_modalities(sets, names, groupby, layer, draws)
     if control is not None:
-        options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
-        return evaluate_perturbations(sets, dict(others or {}), names, draws, **options)
+        how = draws, perturbation_key, separator, groupby, layer, space
+        return _evaluate_perturbations(sets, dict(others or {}), names, *how)
     sources = read_sources(sets, groupby, layer)
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)
@@ -276,11 +248,56 @@ def evaluate(
     return table
 
 
+def _evaluate_perturbations(
+    sets: Mapping[str, AnnData],
+    others: Mapping[str, AnnData],
+    names: Collection[str] | None,
+    draws: Draws,
+    key: str,
+    separator: str,
+    groupby: str | Sequence[str] | None,
+    layer: str | None,
+    space: ComparisonSpace | None,
+) -> pd.DataFrame:
+    """Return the table of every perturbation: real cells of each, beside all predictions of them."""
+    leading, figures = ("metric", "perturbation", "group"), (*PREDICTIONS, *others)
+    if taken := [name for name in others if name in {*leading, *PREDICTIONS, *sets, "train", "better"}]:
+        msg = f"`others` has the name {taken[0]!r}, which the table already uses; choose another name."
+        raise ValueError(msg)
+    sets = {**sets, **others}
+    for name, cells in sets.items():
+        check_is_anndata(cells, name)
+    untreated, genes = sets["control"].obs, sets["real_test"].var_names
+    controls = set(as_labels(untreated[key])) if key in untreated else set()
+    perturbed, names_of = {}, {}
+    for name, source in read_sources(sets, groupby, layer).items():
+        parts: list[Parts] = [()] * len(source)
+        if name != "control":
+            perturbations = labels_of(sets[name], key, name=name)
+            parts = [parts_of(one, separator=separator, ignored=controls) for one in perturbations]
+        if name == "real_test":
+            names_of = {own: one for one, own in sorted({*zip(perturbations.tolist(), parts, strict=True)})}
+        perturbed[name] = Perturbed.read(source, parts, control_share_of(sets[name], sets["control"]))
+    check_perturbed(perturbed)
+    available: set[Need] = {"control"} | ({"train"} & {*sets})
+    available |= {"perturbations"} if len({parts for parts, _ in perturbed["real_test"].rows}) > 1 else set()
+    metrics = choose_metrics(names, "perturbation", available, len(genes))
+    if "train" in sets and space is None:
+        space = ComparisonSpace.fit(perturbed["train"].expression, seed=draws.seed)
+    are_ranked = ~genes.isin({part for parts in names_of for part in parts})
+    rows = [
+        {"perturbation": names_of[parts], "group": group, **context.row(metric)}
+        for (parts, group), context in perturbation_contexts(perturbed, space, draws, are_ranked)
+        for metric in metrics
+    ]
+    rows.sort(key=lambda row: (row["perturbation"], row["group"]))
+    return table_of(rows, leading, figures)
+
+
 def _evaluate_modalities(
     sets: Mapping[str, MuData],
     names: Collection[str] | None,
     groupby: str | Sequence[str] | None,
-    scales: Mapping[str, ScaleName] | None,
     layer: str | Mapping[str, str] | None,
     draws: Draws,
 ) -> pd.DataFrame:
@@ -288,28 +305,24 @@ def _evaluate_modalities(
     keys = as_list(groupby)
     modalities = common_modalities(sets)
     layers = dict.fromkeys(modalities, layer) if isinstance(layer, str) else dict(layer or {})
-    cells = {
-        modality: {
-            name: modality_cells(mdata, modality, keys, name, layers.get(modality)) for name, mdata in sets.items()
-        }
-        for modality in modalities
-    }
-    scale_names = choose_scales({modality: own["real_test"] for modality, own in cells.items()}, scales, layers)
+    if unknown := [modality for modality in layers if modality not in modalities]:
+        msg = f"`layer` has no modality {unknown[0]!r}. {known_names(unknown[0], modalities)}"
+        raise KeyError(msg)
     if names is not None:
         choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groupby", "counts"})
 
     def wanted(scope: Scope) -> list[str] | None:
         return None if names is None else [name for name in names if scope in CATALOGUE[name].scopes]
 
-    sources, checked = {}, {}  # all modalities, before any is judged
-    for modality, own in cells.items():
-        genes = own["real_test"].var_names
-        reference = align_genes(own.get("train", own["real_test"]), genes, name="train")
-        scale = make_scale(scale_names[modality], reference, layers.get(modality))
+    sources, checked, scales = {}, {}, {}  # all modalities, before any is judged
+    for modality in modalities:
+        of_layer = layers.get(modality)
+        own = {name: modality_cells(mdata, modality, keys, name, of_layer) for name, mdata in sets.items()}
+        scales[modality], scale = choose_scale(own, of_layer)
         try:
-            sources[modality] = read_sources(own, keys or None, layers.get(modality), scale)
+            sources[modality] = read_sources(own, keys, of_layer, scale)
             if wanted("all") != []:
-                metrics = check_sources(sources[modality], wanted("all"), n_features=len(genes))
+                metrics = check_sources(sources[modality], wanted("all"), n_features=own["real_test"].n_vars)
                 checked[modality] = sources[modality], metrics
         except ValueError as error:
             msg = f"Modality {modality!r}: {error}"
@@ -335,7 +348,7 @@ def _evaluate_modalities(
             context = pair_context(both, paired, draws)
             rows.extend({"modality": "+".join(pair), "group": ALL, **context.row(metric)} for metric in of_pair)
     table = table_of(rows, ("modality", "metric", "group"), FIGURES)
-    table.attrs.update(noted, scales=scale_names)
+    table.attrs.update(noted, scales=scales)
     return table
 
 
@@ -381,16 +394,10 @@ def check_sources(
         source.read(np.arange(min(N_CELLS_CHECKED, len(source))))  # raises if the values are not allowed
         if source.labels is None:
             continue
-        if (source.labels == ALL).any():
-            msg = f"`groupby` gives cells of `{name}` the label {ALL!r}, the table's name for all cells; rename it."
-            raise ValueError(msg)
         if not np.isin(source.labels, real.labels).any():
-            found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
+            found, known = (list_first(np.unique(side.labels)) for side in (source, real))
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
-    check_for_empty_cells(sources)
-    if "train" in sources:
-        check_for_training_cells(real, sources["train"])
     available: set[Need] = {"groupby"} if real.labels is not None else set()
     available |= {"train"} & {*sources}
     available |= {"counts"} if all(source.log_base is None for source in sources.values()) else set()

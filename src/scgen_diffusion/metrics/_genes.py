@@ -345,7 +345,7 @@ def gene_differences(
     """
     sides = pair_of_expressions(real, synthetic, layer)
     of_cells = [np.full(side.values.shape[0], ALL) for side in sides]
-    if groupby is not None:
+    if groupby:
         of_cells = [labels_of(cells, groupby, name=name) for cells, name in ((real, "real"), (synthetic, "synthetic"))]
     sizes = pd.concat([count_labels(labels) for labels in of_cells], axis=1).min(axis=1, skipna=False)
     tables = []
@@ -375,7 +375,7 @@ class GroupDifferences:
     n_cells
         Number of cells of each label; for a half-sample, of all cells.
     scores
-        Welch's t, with labels in rows and genes in columns, for labels with enough cells; NaN if fewer than two others.
+        Welch's t, with labels in rows and genes in columns, for labels with enough cells and two or more others.
     changes
         Log2 fold changes, in the same layout.
     """
@@ -383,10 +383,6 @@ class GroupDifferences:
     n_cells: pd.Series
     scores: pd.DataFrame
     changes: pd.DataFrame
-
-    def has_scores(self, label: str) -> bool:
-        """Return whether there are enough cells with the label and without it."""
-        return label in self.scores.index and bool(np.isfinite(self.scores.loc[label]).all())
 
     def top(self, label: str, n_genes: int) -> NDArray[np.intp]:
         """Return the positions of a label's top marker genes, best first."""
@@ -428,7 +424,7 @@ def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str 
     labels = labels_of(cells, groupby, name="cells")
     differences = group_differences(expression_of(cells, layer=layer), labels, min_cells=2)
     rows = []
-    for label in filter(differences.has_scores, differences.scores.index):
+    for label in differences.scores.index:
         top = differences.top(label, n_genes)
         found = cells.var_names[top], differences.scores.loc[label].iloc[top], differences.changes.loc[label].iloc[top]
         rows += [(label, rank, *values) for rank, values in enumerate(zip(*found, strict=True), start=1)]
@@ -488,11 +484,11 @@ def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_ge
     rows: dict[str, dict[str, float]] = {}
     for label, n_real in real.n_cells[real.n_cells >= MIN_CELLS].items():
         rows[label] = row = {"n_real": n_real, "n_synthetic": synthetic.n_cells.get(label, 0)}
-        if not real.has_scores(label):
+        if label not in real.scores.index:
             continue
         if row["n_synthetic"] == 0:
             row["overlap"] = 0.0  # its markers are lost
-        if not synthetic.has_scores(label):
+        if label not in synthetic.scores.index:
             continue
         markers, synthetic_markers = real.top(label, n_genes), synthetic.top(label, n_genes)
         union = np.union1d(markers, synthetic_markers)
@@ -547,9 +543,8 @@ def group_differences(
     variance_a, variance_b = (np.maximum(part, 0) for part in (square_a - mean_a**2, square_b - mean_b**2))
     error = variance_a / (n_a - 1) + variance_b / np.maximum(n_b - 1, 1)
     scores = np.where(error > ROUNDING_ERROR, (mean_a - mean_b) / np.sqrt(np.maximum(error, ROUNDING_ERROR)), 0.0)
-    scores[(n_b < 2).ravel()] = np.nan
     profile_a, profile_b = inside_and_outside(values.expm1())
     changes = np.log2(1 + profile_a) - np.log2(1 + profile_b)
     index = pd.Index(names, dtype=object)
-    tables = (pd.DataFrame(values, index=index[wanted]) for values in (scores, changes))
+    tables = (pd.DataFrame(values, index=index[wanted])[(n_b > 1).ravel()] for values in (scores, changes))
     return GroupDifferences(sizes, *tables)

@@ -12,22 +12,72 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import known_names, warn_user
-from scgen_diffusion.data import check_unique_names, layer_names
+from scgen_diffusion.data import check_unique_names, layer_names, to_csr
 
-from ._cells import GENERATED, Source, matrix_of, variances
+from ._cells import (
+    GENERATED,
+    ComparisonSpace,
+    Source,
+    align_genes,
+    log_normalise,
+    matrix_of,
+    scale_to_target,
+    variances,
+)
 from ._comparison import Comparison, Context
 from ._genes import unit_residuals
-from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from ._cells import Scale
     from ._comparison import Draws
 
 MIN_PAIRED_CELLS = 50  # halves of fewer correlate by chance, and no interval tells
 N_CORRELATED = 100
+#: With fewer features, each is a large part of the total: dividing by the total makes all others fall when one rises.
+FEW_FEATURES = 500
+
+
+def tf_idf(reference: sp.csr_matrix) -> Scale:
+    r"""Return term frequency, inverse document frequency (TF-IDF), the scale of open chromatin.
+
+    .. math:: y_{if} = \log\Bigl(1 + 10^4\, \frac{x_{if}}{\sum_h x_{ih}} \cdot \frac{n}{n_f}\Bigr)
+
+    where :math:`n_f` of the :math:`n` reference cells have feature :math:`f` (at least 1).
+
+    References
+    ----------
+    Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Nat Methods 18:1333
+    (`RunTFIDF`, its first method).
+    """
+    n_found = np.asarray((reference != 0).sum(axis=0)).ravel()
+    inverse_frequencies = reference.shape[0] / np.maximum(n_found, 1)
+
+    def scale(counts: sp.csr_matrix) -> sp.csr_matrix:
+        counts = scale_to_target(counts)
+        counts.data *= inverse_frequencies[counts.indices]
+        return counts.log1p().astype(np.float32)
+
+    return scale
+
+
+def log1p_of_counts(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """Take `log1p` of the counts as they are (CSR, float32), the scale of a panel of proteins."""
+    copied = sp.csr_matrix(counts, dtype=np.float64, copy=True)  # log1p sorts the genes of each cell in place
+    return copied.log1p().astype(np.float32)
+
+
+def choose_scale(sets: Mapping[str, AnnData], layer: str | None) -> tuple[str, Scale]:
+    """Return the name of the scale that suits the real cells' values and number of features, and the scale."""
+    real = sets["real_test"]
+    matrix, log_base = matrix_of(real, layer, "real_test")
+    if log_base is None and 0 < to_csr(matrix[:], "real_test").data.max(initial=0) <= 1:
+        reference = align_genes(sets.get("train", real), real.var_names, name="train")
+        return "tf_idf", tf_idf(to_csr(matrix_of(reference, layer, "train")[0][:], "train"))
+    return ("log1p", log1p_of_counts) if real.n_vars < FEW_FEATURES else ("log_normalised", log_normalise)
 
 
 def common_modalities(sets: Mapping[str, MuData]) -> list[str]:

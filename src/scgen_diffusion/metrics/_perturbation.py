@@ -13,26 +13,42 @@ other, except in ``perturbation_discrimination``.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Self
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.stats import false_discovery_control, ttest_ind_from_stats
+from scipy.stats import false_discovery_control, percentileofscore, ttest_ind_from_stats
+from sklearn.preprocessing import normalize
 
-from scgen_diffusion.data import OF_CONTROL
+from scgen_diffusion._arguments import warn_user
+from scgen_diffusion.data import OF_CONTROL, SEPARATOR
 
-from ._cells import means, pair_of_expressions, variances
-from ._comparison import UNKNOWN, Comparison
+from ._cells import means, pair_of_expressions, stacked, variances
+from ._comparison import ALL, UNKNOWN, Comparison, Context
 from ._genes import correlation
+from ._safety import copied_cells
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
     from numpy.typing import NDArray
 
-    from ._cells import Cells, Expression
+    from ._cells import Cells, ComparisonSpace, Expression, Source
+    from ._comparison import Draws
 
+#: The single perturbations of a cell, sorted; empty for unperturbed cells.
+Parts: TypeAlias = tuple[str, ...]
+#: A perturbation and a group.
+Place: TypeAlias = tuple[Parts, str]
+#: The moments of the training cells of a perturbation, and their group.
+Trained: TypeAlias = "tuple[GeneMoments, str]"
+
+MIN_CELLS = 2
+SETS = ("real_test", "synthetic", "control", "train")
 FDR = 0.05
 N_ERRORS = 2  # standard errors (of independent genes) by which a squared change must exceed 0 for a slope
 N_NAMES_CHECKED = 20
@@ -88,28 +104,6 @@ class Profile(NamedTuple):
     pcs: NDArray[np.float64]
 
 
-class Panel(NamedTuple):
-    """The real changes of all perturbations in a group, for ``perturbation_discrimination``.
-
-    Attributes
-    ----------
-    directions
-        Changes against control, scaled to length 1, `(perturbations, genes)`.
-    row
-        Place of the perturbation that is predicted.
-    genes
-        Which genes count: those that are no perturbation.
-    """
-
-    directions: NDArray[np.float32]
-    row: int
-    genes: NDArray[np.bool_]
-
-    def score(self, change: NDArray) -> float:
-        """Return the score of a predicted change, `(all genes,)`."""
-        return rank_score(self.directions @ change[self.genes].astype(np.float32), self.row)
-
-
 @dataclass(frozen=True)
 class Prediction(Comparison):
     """Real cells of a perturbation, and a prediction of them.
@@ -120,15 +114,15 @@ class Prediction(Comparison):
         Unperturbed cells.
     mean_response
         Control cells with the mean change of all training perturbations.
-    panel
-        The real changes of all perturbations.
+    discriminate
+        Function that scores a predicted change, `(genes,)`, among the real changes of all perturbations.
     """
 
     real: Profile
     synthetic: Profile
     control: Profile
     mean_response: Profile | None = None
-    panel: Panel | None = None
+    discriminate: Callable[[NDArray], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -230,18 +224,16 @@ def control_share_of(predicted: Cells, control: Cells) -> float:
     """Return 1 if predicted cells are the control cells, or say that they were predicted from them; otherwise 0.
 
     They say so by a column ``"<key>_of_control"`` of ``obs`` or ``obsm``, and by names that end with those of control
-    cells, alone or after other words and a ``-``. Names alone say nothing: different sets may have the same ones.
+    cells. Names alone say nothing: different sets may have the same ones.
     """
     if predicted is control:
         return 1.0
-    if not (isinstance(predicted, AnnData) and isinstance(control, AnnData)):
-        return 0.0
-    if not any(str(key).endswith(OF_CONTROL) for key in (*predicted.obs, *predicted.obsm)):
+    keys = (*predicted.obs, *predicted.obsm) if isinstance(predicted, AnnData) else ()
+    if not any(str(key).endswith(OF_CONTROL) for key in keys):
         return 0.0
     rows = np.linspace(0, predicted.n_obs - 1, N_NAMES_CHECKED).astype(int)
-    names = [name.split("-") for name in predicted.obs_names[rows]]
-    known = set(control.obs_names)
-    return float(all(any("-".join(words[i:]) in known for i in range(len(words))) for words in names))
+    known = tuple(getattr(control, "obs_names", ()))  # arrays have none
+    return float(all(name.endswith(known) for name in predicted.obs_names[rows]))
 
 
 def predicted_effect(predicted: GeneMoments, real: GeneMoments, control: GeneMoments) -> Effect:
@@ -449,18 +441,24 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
     return float((real.change * predicted.change - shared).sum() / squared)
 
 
-def unit_vectors(changes: NDArray) -> NDArray:
-    """Scale every change `(perturbations, genes)` to length 1; zeros stay zero."""
-    lengths = np.linalg.norm(changes, axis=1, keepdims=True)
-    return changes / np.where(lengths > 0, lengths, 1)
+def rank_score(directions: NDArray, row: int, genes: NDArray[np.bool_], change: NDArray) -> float:
+    """Return the share of real changes that are less similar to a predicted one than the change of its perturbation is.
 
+    Ties count half; NaN if there is no other.
 
-def rank_score(similarities: NDArray, row: int) -> float:
-    """Return the share of other rows that are less similar than this one. Ties count half; NaN without other rows."""
-    if len(similarities) < 2:
-        return UNKNOWN
-    above, equal = similarities > similarities[row], similarities == similarities[row]
-    return float(1 - (above.sum() + (equal.sum() - 1) / 2) / (len(similarities) - 1))
+    Parameters
+    ----------
+    directions
+        Changes of all perturbations, scaled to length 1, `(perturbations, genes that count)`.
+    row
+        Place of the perturbation that is predicted.
+    genes
+        Which genes count: those that are no perturbation.
+    change
+        The predicted change, `(genes,)`.
+    """
+    similarities = directions @ change[genes].astype(np.float32)
+    return float(percentileofscore(np.delete(similarities, row), similarities[row], kind="mean") / 100)
 
 
 def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> pd.DataFrame:
@@ -624,3 +622,190 @@ def de_direction(real: Effect, predicted: Effect) -> float:
         return UNKNOWN
     agrees = np.sign(real.change) == np.sign(predicted.change)
     return float(agrees[real.is_significant].mean())
+
+
+# --- the cells of each perturbation, beside all predictions of them ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """Cells, and the positions of those of each perturbation in each group.
+
+    Attributes
+    ----------
+    expression
+        Log-normalised values.
+    rows
+        Positions of the cells by their single perturbations (empty for unperturbed cells) and group; sorted.
+    control_share
+        See :class:`GeneMoments`.
+    """
+
+    expression: Expression
+    rows: dict[Place, NDArray[np.intp]]
+    control_share: float
+
+    @classmethod
+    def read(cls, source: Source, parts: Sequence[Parts], control_share: float) -> Self:
+        """Read cells and their perturbations; unperturbed cells of ``real_test`` and ``train`` are left out."""
+        kept = np.arange(len(source))
+        if source.name in ("real_test", "train"):
+            kept = np.flatnonzero([bool(own) for own in parts])
+        groups = np.full(len(source), ALL) if source.labels is None else source.labels
+        places = pd.DataFrame({"parts": [parts[row] for row in kept], "group": groups[kept]})
+        rows = dict(sorted(places.groupby(["parts", "group"]).indices.items()))
+        return cls(stacked(source.chunks(kept)), rows, control_share)
+
+    def of(self, parts: Parts, group: str) -> Expression:
+        """Return the cells of one perturbation (empty for control) in one group."""
+        return self.expression[self.rows.get((parts, group), np.zeros(0, dtype=np.intp))]
+
+
+def check_perturbed(sets: Mapping[str, Perturbed]) -> None:
+    """Raise unless each perturbation of ``real_test`` was predicted and has control cells; none is of ``train``."""
+    if not sets["real_test"].rows:
+        msg = "`real_test` needs perturbed cells, but `control` has all its names."
+        raise ValueError(msg)
+    for parts, group in sets["real_test"].rows:
+        for name, own in (("real_test", parts), ("synthetic", parts), ("control", ())):
+            if (n_cells := len(sets[name].rows.get((own, group), ()))) < MIN_CELLS:
+                msg = f"`{name}` needs {MIN_CELLS} cells of {SEPARATOR.join(parts)!r} in {group!r}, but has {n_cells}."
+                raise ValueError(msg)
+    if "train" in sets and copied_cells(sets["real_test"].expression, sets["train"].expression) > 0.5:
+        msg = "`real_test` has cells of `train`."
+        raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A change of the genes, learned from training perturbations: the weighted sum of their changes against control.
+
+    Attributes
+    ----------
+    change
+        The sum, `(genes,)`.
+    noise
+        Sampling variance that it has from perturbed cells, `(genes,)`.
+    control_weights
+        By group, how much of the mean of control cells was subtracted.
+    """
+
+    change: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    control_weights: dict[str, float]
+
+    @classmethod
+    def of(cls, perturbed: Iterable[Trained], controls: Mapping[str, GeneMoments], weight: float = 1.0) -> Self:
+        """Add the changes of these perturbations in their groups, each with the same weight, and their noise.
+
+        The noise of a single cell is unknown: it varies as much as those of the other perturbations do on average.
+        """
+        moments, groups = zip(*perturbed, strict=True)
+        weights = {group: weight * n for group, n in Counter(groups).items()}
+        change = weight * np.sum([own.mean for own in moments], axis=0)
+        change = change - np.sum([share * controls[group].mean for group, share in weights.items()], axis=0)
+        variances = [own.variance for own in moments if own.n_cells > 1]
+        variance = np.sum(variances, axis=0) / (len(variances) or UNKNOWN)
+        noise = np.sum([own.noise if own.n_cells > 1 else variance for own in moments], axis=0)
+        return cls(change, weight**2 * noise, weights)
+
+    def move(self, group: str, controls: Mapping[str, GeneMoments]) -> GeneMoments:
+        """Shift the control cells of a group. Part of their noise is subtracted again."""
+        left = Counter({group: 1.0})
+        left.subtract(self.control_weights)
+        noise = self.noise + np.sum([share**2 * controls[own].noise for own, share in left.items()], axis=0)
+        cells = controls[group]
+        return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=left[group])
+
+
+def perturbation_contexts(
+    sets: Mapping[str, Perturbed], space: ComparisonSpace | None, draws: Draws, genes: NDArray[np.bool_]
+) -> Iterator[tuple[Place, Context]]:
+    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them."""
+    real = sets["real_test"]
+    controls = {group: GeneMoments.of(sets["control"].of(parts, group)) for parts, group in sets["control"].rows}
+    rankings = _rankings(real, controls, draws, genes)
+    trained: dict[Place, Trained] = {}
+    if "train" in sets:
+        known = [place for place in sets["train"].rows if place[1] in controls]
+        trained = {place: (GeneMoments.of(sets["train"].of(*place)), place[1]) for place in known}
+        if not trained:
+            warn_user("`control` has no cells of the groups in `train`, so `mean_shift` and `additive` are empty.")
+    mean_response = Shift.of(trained.values(), controls, weight=1 / len(trained)) if trained else None
+
+    def profile_of(cells: Expression, control_share: float = 0.0) -> Profile:
+        """Compute the moments of all cells, and draw some for distances."""
+        drawn = cells
+        if len(cells) > draws.max_cells:
+            drawn = cells[np.sort(np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells])]
+        pcs = drawn.values.toarray() if space is None else space.project(drawn)
+        return Profile(replace(GeneMoments.of(cells), control_share=control_share), pcs.astype(np.float64))
+
+    def profile(name: str, parts: Parts, group: str) -> Profile:
+        return profile_of(sets[name].of(parts, group), sets[name].control_share)
+
+    def moved(control: Profile, group: str, shift: Shift) -> Profile:
+        """Shift the control cells of a group by a change of the genes. The projection is linear."""
+        step = shift.change if space is None else space.pca.components_ @ shift.change[space.genes]
+        return Profile(shift.move(group, controls), control.pcs + step)
+
+    control_of = lru_cache(maxsize=1)(partial(profile, "control", ()))  # many perturbations have the same one
+    for place in sorted(real.rows, key=lambda place: place[1]):
+        parts, group = place
+        control, cells = control_of(group), real.of(*place)
+        found = {"value": profile("synthetic", *place), "no_change": control}
+        if mean_response is not None:
+            found["mean_shift"] = moved(control, group, mean_response)
+        singles = [trained.get(((part,), group)) for part in parts]
+        if None not in singles:
+            found["additive"] = moved(control, group, Shift.of(singles, controls))
+        for name, own in sets.items():
+            if name not in SETS and len(own.rows.get(place, ())) >= MIN_CELLS:
+                found[name] = profile(name, *place)
+        of_real = profile_of(cells)
+        compare = partial(Prediction, control=control, mean_response=found.get("mean_shift"))
+        whole, *of_halves = rankings[place]
+        comparisons = {name: [compare(of_real, own, discriminate=whole)] for name, own in found.items()}
+        pairs = [[profile_of(cells[half]) for half in pair] for pair in _halves_of(len(cells), draws)]
+        comparisons["real"] = [compare(*pair, discriminate=own) for pair, own in zip(pairs, of_halves, strict=False)]
+        yield place, Context(comparisons)
+
+
+def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
+    """Split the cells of a perturbation in two, several times: positions of both; no splits of too few cells."""
+    if n_cells < 2 * MIN_CELLS:
+        return []
+    rng = np.random.default_rng(draws.seed)
+    return [np.array_split(rng.permutation(n_cells), 2) for _ in range(draws.n_repeats)]
+
+
+def _rankings(
+    real: Perturbed, controls: Mapping[str, GeneMoments], draws: Draws, genes: NDArray[np.bool_]
+) -> dict[Place, list[Callable[[NDArray], float]]]:
+    """Return :func:`rank_score` for each perturbation in its group, and for the first halves in every split."""
+    rankings = {}
+    for group in {group for _, group in real.rows}:
+        perturbations = [parts for parts, place in real.rows if place == group]
+        directions = np.empty((1 + draws.n_repeats, len(perturbations), np.count_nonzero(genes)), dtype=np.float32)
+        for row, parts in enumerate(perturbations):
+            cells = real.of(parts, group)
+            firsts = [cells[first] for first, _ in _halves_of(len(cells), draws)] or [cells] * draws.n_repeats
+            changes = np.array([(means(one.values) - controls[group].mean)[genes] for one in (cells, *firsts)])
+            directions[:, row] = normalize(changes)
+            rankings[parts, group] = [partial(rank_score, of_split, row, genes) for of_split in directions]
+    return rankings
+
+
+def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collection[str] = ()) -> Parts:
+    """Return the single perturbations of a combination, sorted, without the `ignored` ones, such as the control.
+
+    Spaces around them do not matter, as for the sets of a model.
+
+    Examples
+    --------
+    >>> parts_of("KLF1+ctrl", ignored=["ctrl"])
+    ('KLF1',)
+    """
+    if perturbation in ignored:  # even if it has the separator, such as a control called "DMSO+PBS"
+        return ()
+    return tuple(sorted({part.strip() for part in perturbation.split(separator)} - set(ignored)))

@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ._cells import Expression, stacked
+from ._cells import MAX_FITTED_CELLS, ComparisonSpace, Expression, stacked
 from ._comparison import MIN_CELLS_PER_LABEL, AllCells, CellComparison, Context, Sample, Whole
 from ._distribution import median_squared_distance
 from ._genes import count_labels
-from ._safety import chance_of_alike, chance_of_equal, fingerprints_of
-from ._space import MAX_FITTED_CELLS, ComparisonSpace
+from ._safety import chance_of_alike, fingerprints_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +165,7 @@ def _rare_labels(real: Pool, synthetic: Pool, n_cells: int, n_available: int, *,
 
 def _read_all(source: Source, space: ComparisonSpace) -> Whole:
     """Read all cells of a set once, in chunks, and keep a few bytes of each."""
-    functions = space.project, fingerprints_of, chance_of_equal, chance_of_alike
+    functions = space.project, fingerprints_of, chance_of_alike
     parts = [[function(chunk) for function in functions] for chunk in source.chunks(np.arange(len(source)))]
     return Whole(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -303,31 +303,14 @@ def share_of_twins(fingerprints: NDArray[np.uint64]) -> float:
     return float(have_twins(fingerprints).mean()) if len(fingerprints) else float("nan")
 
 
-def chance_of_equal(expression: Expression) -> NDArray[np.float64]:
-    r"""Return an upper limit of the probability that a fresh cell has the same counts as a given one, `(cells,)`.
-
-    Sequencing draws the :math:`T` counts of a cell from its molecules. Of all ways to draw counts of :math:`k` genes,
-    the likeliest is one count of :math:`k - 1` genes and :math:`r = T - k + 1` of the last, at these shares:
-    :math:`T! \, r^r / (r! \, T^T)`. It falls with :math:`T`, so :math:`k` stands for the unknown total of logarithms.
-    """
-    if expression.library_sizes is None:
-        return chance_of_alike(expression)
-    return _chance(expression.library_sizes.astype(np.float64), _count_expressed(expression))
-
-
 def chance_of_alike(expression: Expression) -> NDArray[np.float64]:
-    """Return an upper limit of the probability that a fresh cell of any total has the same composition, `(cells,)`."""
-    n_genes = _count_expressed(expression)
-    return _chance(n_genes, n_genes)
+    r"""Return an upper limit of the probability that a fresh cell of any total has a cell's composition, `(cells,)`.
 
-
-def _count_expressed(expression: Expression) -> NDArray[np.float64]:
-    return np.asarray((expression.values != 0).sum(axis=1)).ravel().astype(np.float64)
-
-
-def _chance(total: NDArray[np.float64], n_genes: NDArray[np.float64]) -> NDArray[np.float64]:
-    rest = np.maximum(total - n_genes + 1, 1)
-    return np.exp(gammaln(total + 1) - gammaln(rest + 1) + xlogy(rest, rest) - xlogy(total, total))
+    Sequencing draws the counts of a cell from its molecules. Of all ways to draw counts of :math:`k` genes, the
+    likeliest is one count of each, at equal shares: :math:`k! / k^k`.
+    """
+    n_genes = np.diff((expression.values != 0).indptr).astype(np.float64)
+    return np.exp(gammaln(n_genes + 1) - xlogy(n_genes, n_genes))
 
 
 def expected_share_of_twins(fingerprints: NDArray[np.uint64], n_cells: int) -> float:
