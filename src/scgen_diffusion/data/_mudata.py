@@ -91,7 +91,7 @@ def resolve_modalities(
         msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], names)}"
         raise KeyError(msg)
     chosen = {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
-    given = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names)
+    given: dict[str, str | None] = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names)
     for name, likelihood in given.items():
         if name not in known:
             msg = f"There is no modality {name!r} in the MuData. {known_names(name, known)}"
@@ -100,10 +100,11 @@ def resolve_modalities(
             msg = f"`modalities[{name!r}]` is {likelihood!r}. {known_names(likelihood, allowed)}"
             raise ValueError(msg)
     check_modalities(mdata, given, chosen)
+    likelihoods = {}
     for name, likelihood in given.items():
         is_binary = not exceeds_one(values_in(mdata[name], chosen[name]), name)
-        given[name] = likelihood or ("bernoulli" if is_binary else "negative_binomial")
-    return given, chosen
+        likelihoods[name] = likelihood or ("bernoulli" if is_binary else "negative_binomial")
+    return likelihoods, chosen
 
 
 # --- modalities as one matrix ---------------------------------------------------------------------------------------

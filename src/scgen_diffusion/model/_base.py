@@ -537,8 +537,8 @@ class DiffusionModel(BaseModelClass):
         how = replace(how, enable_progress_bar=how.is_first_process() and how.enable_progress_bar)
         try:
             self._take_cells(datamodule)
-            if self._file_cells is None:
-                self._cells.check()
+            if isinstance(cells := self._cells, RegisteredCells):
+                cells.check()
             self._split(*shares)
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 if not self.trained_stages_:
