@@ -1,4 +1,5 @@
 import os
+from itertools import permutations
 from pathlib import Path as FilePath
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.func import jvp
 
-from scgen_diffusion.diffusion import LinearInterpolant, Masking, VariancePreserving
+from scgen_diffusion.diffusion import LinearInterpolant, Masking, VariancePreserving, optimal_pairs
 
 PARITY = FilePath(os.environ.get("PARITY_DIR") or FilePath(__file__).parents[1] / "parity")
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)
@@ -128,3 +129,14 @@ def test_a_path_that_was_used_in_inference_mode_can_be_trained_on():
     t.requires_grad_()
     path.alpha(t).sum().backward()
     assert t.grad > 0
+
+
+def test_every_end_has_one_start_and_no_other_pairing_is_cheaper():
+    generator = torch.Generator().manual_seed(0)
+    start, end = torch.randn(2, 5, 2, 3, generator=generator)
+
+    pairs = optimal_pairs(start, end)
+
+    best = min((start - end[list(order)]).square().sum() for order in permutations(range(5)))
+    assert sorted(pairs.tolist()) == list(range(5))
+    torch.testing.assert_close((start - end[pairs]).square().sum(), best)

@@ -157,9 +157,9 @@ def build_backbone(
 ) -> nn.Module:
     """Build the network that an architecture names, without its head."""
     options: Any = a
+    sizes = {"n_layers": a.n_layers, "n_outputs": n_outputs}
     if a.backbone == "mlp":
-        sizes = {"width": a.width or 256, "n_layers": a.n_layers, "n_axes": options.n_axes}
-        return GeneMLP(n_genes, conditions, n_outputs=n_outputs, **sizes)
+        return GeneMLP(n_genes, conditions, width=a.width or 256, n_axes=options.n_axes, **sizes)
     if a.backbone == "unet":
         return GeneUNet(n_genes, conditions, width=options.unet_width, n_outputs=n_outputs)
     return GeneDiT(
@@ -167,9 +167,8 @@ def build_backbone(
         conditions,
         patch_size=a.patch_size or min(LARGEST_PATCH, -(-n_genes // N_PATCHES)),
         width=a.width or 128,
-        n_layers=a.n_layers,
         n_heads=a.n_heads,
         block="white_box" if a.backbone == "white_box" else "transformer",
-        n_outputs=n_outputs,
         n_global_tokens=a.n_global_tokens,
+        **sizes,
     )
