@@ -357,7 +357,7 @@ def test_sets_get_new_members_spellings_and_places(make_trained, make_cells, qui
     keys, known = ({key.name: key for key in some.conditions.by_key} for some in (model, reference))
     assert (keys["drug"].members, keys["drug"].largest) == (["A", "B", "C", "D"], 4)
     assert (keys["time"].mean, keys["time"].std) == (known["time"].mean, known["time"].std)
-    assert (keys["time"].low, keys["time"].high) == (0.0, 5.0)
+    assert (keys["time"].low, keys["time"].high) == ([0.0], [5.0])
     made = model.generate(20, {"drug": ["A+C", "D"], "time": 5.0, "cell_type": "T cell"}, seed=0)
     assert made.obs["drug"].unique().tolist() == ["C+A", "D"]
     drug, time = cells.obs["drug"], cells.obs["time"]

@@ -224,20 +224,3 @@ def test_generated_cells_of_new_combinations_have_a_support(generating, tmp_path
     assert found.uns["scgen_diffusion"]["outside_training"] == [COMBINATION]
     assert support_of(anndata.read_h5ad(path)).astype(str).equals(support_of(found).astype(str))
     assert "support" not in generating.generate(10, new | {"drug": "no"}).uns["scgen_diffusion"]
-
-
-def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(generating, tmp_path):
-    """Control cells that the model makes itself do not tell whether its autoencoder knows such cells."""
-    new = controls(generating, "type 5")
-    new.obs["cell_type"] = pd.Categorical(["new"] * new.n_obs)
-    query = SCLDM.load_query_data(new, generating, accelerator="cpu")
-    query.train(1, batch_size=128, **QUICK)
-    query.save(tmp_path / "query")
-    of_query = SCLDM.load_query_data(controls(generating), query, trainable="conditions", accelerator="cpu")
-
-    for model in (SCLDM.load(tmp_path / "query", adata=False, accelerator="cpu"), of_query):
-        with pytest.warns(UserWarning, match="'new'.* extrapolated"):
-            support = support_of(model.generate(4, {"cell_type": ["new", LEFT_OUT], **TREATED}, seed=0))
-        assert support[["support", "n_cells"]].to_numpy().tolist() == [["supported", 2], ["extrapolated", 2]]
-    again = generating.generate(4, {"cell_type": LEFT_OUT, **TREATED}, seed=0)
-    assert support_of(again)["support"].tolist() == ["supported"]
