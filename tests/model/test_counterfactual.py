@@ -148,7 +148,7 @@ def test_cells_that_do_not_fit_the_model_are_refused(trained, make_cells):
         (unlabelled, ValueError, "cell_type"),
         (foreign, ValueError, "Monocyte"),
         (bare, KeyError, "dose"),
-        (adata[:, ::-1].copy(), ValueError, "gene"),
+        (adata[:, ::-1].copy(), ValueError, "var_names"),
         (make_cells(values="log1p"), ValueError, "whole numbers"),
     ):
         with pytest.raises(error, match=name):

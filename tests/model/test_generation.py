@@ -324,7 +324,7 @@ def test_no_generated_cell_is_empty_whatever_the_others(make_trained, cls, optio
         (ValueError, "sampler", ["heuns"]),
         (ValueError, "n_steps", [0]),
         (ValueError, "batch_size", [0]),
-        (ValueError, "guidance_scale", [1e300, np.nan, "2"]),
+        (ValueError, "guidance_scale", [np.nan, "2"]),
         (ValueError, "library_size", [[10, 20], np.ones((3, 1)), 0, [10, np.nan, 3], -5.0, 1e300, []]),
         (ValueError, "seed", [2**64, True, -1, 1.5]),
         (TypeError, "condition", ["NK", pd.Series({"cell_type": "NK"})]),
