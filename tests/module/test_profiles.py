@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Guidance, Joint
 from scgen_diffusion.module import ProfileArchitecture, ProfileModule, to_counts
+from scgen_diffusion.module._profiles import summarise_profiles
 from scgen_diffusion.nn import log_profile
 
 N_GENES = 9
@@ -58,7 +59,30 @@ def test_decoding_undoes_encoding_and_restores_exact_zeros(profile, zero_value, 
     torch.testing.assert_close(restored, profile, atol=tolerance, rtol=1e-5)
 
 
-@pytest.mark.parametrize("zero_value", [None, -10.0])
+@given(st.integers(0, 99), st.lists(st.integers(1, 39), max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_a_summary_is_that_of_the_cells_however_they_are_batched(seed, cuts):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(40, 7, generator=generator) * 5 + 0.1
+    x = x * (torch.rand(40, 7, generator=generator) < torch.linspace(0.2, 1, 7))
+    x[:, 0] = 1.5  # expressed, and constant
+    x[:, 1] = 0
+    x[-1] = 0  # a cell without expression, in a batch of its own at times
+
+    frequency, mean, std, smallest = summarise_profiles(x.tensor_split(sorted(set(cuts))))
+
+    torch.testing.assert_close(frequency, (x > 0).float().mean(0))
+    for gene in (0, 2, 6):
+        expressed = x[:, gene][x[:, gene] > 0]
+        if len(expressed):
+            torch.testing.assert_close(mean[gene], expressed.mean())
+            # the difference of two means of squares, rounded to single precision
+            torch.testing.assert_close(std[gene], expressed.std(correction=0), atol=1e-3, rtol=1e-4)
+    assert smallest == x[x > 0].min()
+    torch.testing.assert_close((frequency[1], mean[1], std[1]), (torch.tensor(0.0), x[x > 0].mean(), torch.tensor(0.0)))
+
+
+@pytest.mark.parametrize("zero_value", [None, -1.0, -10.0])
 def test_scaled_per_gene_training_cells_have_no_mean_and_unit_variance(profiles, zero_value):
     module = build(input_values="log1p", scaling="gene", zero_value=zero_value)
     module.start_from(profiles.split(7))
