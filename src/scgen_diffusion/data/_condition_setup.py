@@ -29,7 +29,6 @@ from ._condition_keys import (
     ContinuousKey,
     SetKey,
     are_unlabeled,
-    check_numbers,
     key_from_state,
     labeled_part,
     with_columns,
@@ -315,7 +314,6 @@ def check_conditions(
             msg = f"The condition key {key!r} is in obs and in obsm; rename one of them."
             raise ValueError(msg)
         if is_array:
-            check_numbers(key, cells.obsm[key])
             continue
         if key not in cells.obs:
             known = [*cells.obs, *(cells.obsm if key in numbers else ())]

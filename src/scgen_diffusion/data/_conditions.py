@@ -125,11 +125,6 @@ class Conditions:
         return [key.name for key in self.by_key]
 
     @property
-    def n_columns(self) -> int:
-        """Total number of columns."""
-        return sum(key.n_columns for key in self.by_key)
-
-    @property
     def categories(self) -> dict[str, list[Any]]:
         """Classes of each categorical key, and members of each set key."""
         return {key.name: list(key.labels) for key in self.by_key if not key.is_numeric}
@@ -227,7 +222,7 @@ class Conditions:
             codes = key.encode(listed)
             key.check_learned(codes, self.combinations[:, columns])
             given.append((columns, codes))
-        return RequestedCodes(n_cells, self.n_columns, given)
+        return RequestedCodes(n_cells, len(self.are_numbers), given)
 
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw open values from the training distribution, given the others.
