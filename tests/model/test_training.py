@@ -34,6 +34,8 @@ def test_both_stages_are_recorded_epoch_by_epoch_and_lower_their_losses(make_mod
     for stage, n_epochs in {"autoencoder": 20, "prior": 12}.items():
         assert len(model.history[f"{stage}_loss_train"]) == len(model.history[f"{stage}_loss_validation"]) == n_epochs
     assert all(isinstance(frame, pd.DataFrame) and frame.notna().all().all() for frame in model.history.values())
+    with pytest.raises(KeyError, match="autoencoder_loss_validation"):  # which lists the names
+        model.history["elbo_validation"]
     # not the KL divergence, whose weight rises, nor the averaged weights on ten cells, which hardly move
     for name in (
         "autoencoder_reconstruction_loss_train",

@@ -5,17 +5,15 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
-
-from scgen_diffusion._version import VERSION
 
 from ._mudata import mudata_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     import scipy.sparse as sp
     from mudata import MuData
 
@@ -35,13 +33,7 @@ def build_anndata(
     uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
     if provenance["values"] == "log1p":
         uns["log1p"] = {}
-    return AnnData(X=x, obs=mark_synthetic(obs, provenance), var=var.copy(), uns=uns, obsm=obsm)
-
-
-def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataFrame:
-    """Add the column that marks cells as synthetic and names the model."""
-    maker = f"{provenance['model']} {VERSION}"
-    return obs.assign(**{SYNTHETIC: pd.Categorical.from_codes(np.zeros(len(obs), dtype=int), categories=[maker])})
+    return AnnData(X=x, obs=obs.assign(**{SYNTHETIC: True}), var=var.copy(), uns=uns, obsm=obsm)
 
 
 def drop_unused_categories(obs: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +63,7 @@ def build_mudata(
     for name, own in zip(variables, (slice(*part) for part in pairwise(ends)), strict=True):
         parts[name] = build_anndata(x[:, own], obs.copy(), variables[name], provenance, obsm)
     mdata = mudata_of(parts)
-    mdata.obs = mark_synthetic(obs, provenance)
+    mdata.obs = obs.assign(**{SYNTHETIC: True})
     mdata.obsm.update(obsm or {})
     mdata.uns[PROVENANCE_KEY] = dict(provenance)
     return mdata

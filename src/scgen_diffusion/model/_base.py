@@ -125,6 +125,14 @@ if TYPE_CHECKING:
 ADVICE_ON_COUNTS = "The model was set up with counts there."
 
 
+class History(dict[str, "pd.DataFrame"]):
+    """Losses by name; the error for a name of another model lists those of this one."""
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        msg = f"`history` has no {name!r}. {known_names(name, [*self])}"
+        raise KeyError(msg)
+
+
 class DiffusionModel(BaseModelClass):
     """Base class: a scvi-tools model that generates cells under conditions.
 
@@ -628,6 +636,11 @@ class DiffusionModel(BaseModelClass):
         return self.summary_string
 
     @property
+    def history(self) -> History:
+        """Losses by name, ``<stage>_<loss>_train`` and ``<stage>_<loss>_validation``, as tables by epoch."""
+        return History(self.history_ or {})
+
+    @property
     def summary_string(self) -> str:
         """What ``print(model)`` shows: cells, genes, conditions and trained stages."""
         layer, controls = self.registry_["setup_args"].get("layer"), self.registry_["setup_args"]["control_values"]
@@ -741,9 +754,9 @@ class DiffusionModel(BaseModelClass):
         AnnData
             Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs``
             (with the categories that occur, or all if they are ordered) and arrays in ``obsm``, ``var`` as in training.
-            ``uns["scgen_diffusion"]`` records how the cells were made. ``obs["synthetic"]`` and the cell names contain
-            the model's name; two different requests share no cell names. MULTISCLDM returns MuData in which each cell
-            has all modalities.
+            ``uns["scgen_diffusion"]`` records how the cells were made: class and version, options and seed.
+            ``obs["synthetic"]`` is True. Two different requests share no cell names. MULTISCLDM returns MuData in which
+            each cell has all modalities.
 
         Warns
         -----
