@@ -13,8 +13,9 @@ from scgen_diffusion.cli._terminal import TALKATIVE
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was():
+def _as_it_was(monkeypatch):
     """Give back what a process of its own would take with it: the seed, levels of logs and handlers of signals."""
+    monkeypatch.setenv("TQDM_DISABLE", "")  # which `--quiet` sets
     seed, levels = scvi.settings.seed, {name: logging.getLogger(name).level for name in TALKATIVE}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield

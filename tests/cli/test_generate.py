@@ -86,7 +86,6 @@ def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp
         "batch_size": 7,
         "shard_size": 64,
         "seed": 0,
-        "show_progress": False,
     }
 
 

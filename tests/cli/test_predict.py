@@ -96,7 +96,6 @@ def test_options_of_predict_reach_their_arguments(call, folder, cells, tmp_path,
         "method": "inversion",
         "library_size": 500,
         "seed": 0,
-        "show_progress": True,
     }
 
 

@@ -58,7 +58,7 @@ def test_a_model_is_trained_and_saved(call, cells_file, small, tmp_path):
 def test_what_is_not_given_is_left_to_python(call, cells_file, told, tmp_path):
     assert call("train", cells_file, "-o", tmp_path / "model")[0] == 0
     assert told["setup_anndata"] == {}
-    assert told["train"] == {"checkpoint_dir": tmp_path / ".model.checkpoints", "enable_progress_bar": True}
+    assert told["train"] == {"checkpoint_dir": tmp_path / ".model.checkpoints"}
 
 
 def test_options_reach_their_arguments(call, make_cells, told, tmp_path):
@@ -82,7 +82,7 @@ def test_options_reach_their_arguments(call, make_cells, told, tmp_path):
         "control_values": {"cell_type": "NK", "dose": 1},
         "unlabeled_category": "rare",
     }
-    del training["checkpoint_dir"], training["enable_progress_bar"]
+    del training["checkpoint_dir"]
     assert training == {
         "max_epochs": {"autoencoder": 3, "prior": 4},
         "plan_kwargs": {"prior": {"learning_rate": 1e-4}},

@@ -150,8 +150,9 @@ def test_a_resumed_call_keeps_what_is_done_also_of_a_loaded_model(
     assert len(done) == 3
     assert {part: part.stat().st_mtime_ns for part in stop_after(4, h5ad, **REQUEST) if part in done} == done
     capsys.readouterr()
+    monkeypatch.setattr("scgen_diffusion.model._jobs.SECONDS_WITHOUT_BAR", 0)
 
-    type(trained).load(saved_model, adata=False).generate_to(h5ad, **REQUEST, show_progress=True)
+    type(trained).load(saved_model, adata=False).generate_to(h5ad, **REQUEST)
 
     assert "512/600" in capsys.readouterr().err
     assert_whole(h5ad, expected)

@@ -81,7 +81,7 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
 
     folder = checkpoints or out.absolute().with_name(f".{out.name}.checkpoints")
     terminal.on_interrupt = f"The checkpoints are in {folder}; run the same command again to resume."
-    model.train(checkpoint_dir=folder, **{"enable_progress_bar": not terminal.quiet, **options})
+    model.train(checkpoint_dir=folder, **options)
     if model.trainer.interrupted:
         raise terminal.stopped()
     if not model.trainer.is_global_zero:
@@ -257,7 +257,6 @@ def read_request(model: Any, options: dict[str, Any]) -> dict[str, Any]:
 def write(terminal: Terminal, model: Any, out: Path, call: str, asked: dict[str, Any]) -> None:
     """Write the cells of a call into a file, part by part; of several modalities, at once."""
     terminal.on_interrupt = "Run the same command again to resume."
-    asked["show_progress"] = not terminal.quiet
     is_first = is_first_process(asked)
     if model.modalities:
         pick(asked, "shard_size", "overwrite", "accelerator", *OF_PROCESSES)

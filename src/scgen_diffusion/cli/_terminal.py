@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import sys
 import traceback
 import warnings
 from contextlib import contextmanager
@@ -63,6 +65,10 @@ class Terminal:
 
     def libraries(self) -> ModuleType:
         """Import the slow libraries and silence their messages."""
+        if self.quiet:
+            os.environ["TQDM_DISABLE"] = "1"  # which tqdm reads when it is imported
+        if "scvi" not in sys.modules:
+            self.say("Loading PyTorch and scvi-tools")
         import scvi  # noqa: F401  it sets levels of loggers, which are changed below
 
         import scgen_diffusion.model

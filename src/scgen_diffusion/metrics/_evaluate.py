@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from anndata import AnnData
 from mudata import MuData
+from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import as_list, known_names, list_first, warn_user
 from scgen_diffusion.data import PROVENANCE_KEY, SEPARATOR, CellFiles, as_labels, check_is_anndata, to_csr
@@ -421,7 +422,7 @@ def compare_cells(
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
     groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}
     rows = []
-    for metric in metrics:
+    for metric in tqdm(metrics, desc="Evaluating all cells", delay=3, leave=False):
         rows.append({"group": ALL, **of_all.row(metric)})
         if metric.by_group is not None:
             rows += [{"group": group, **of_all.row(metric, group)} for group in groups_of_either]
@@ -432,7 +433,7 @@ def compare_cells(
         n_labelled |= {label: (int(n), int(n_synthetic.get(label, 0))) for label, n in n_real.items()}
     n_cells = dict.fromkeys(n_labelled, 0) | {ALL: pools.n_cells}
     of_groups = [metric for metric in metrics if metric.by_group is None and "group" in metric.scopes]
-    for group in groups:
+    for group in tqdm(groups, desc="Evaluating labels", delay=3, leave=False):
         context = make_context(pools, group, draws)  # one at a time: it has many copies of the group's cells
         if context is not None:
             n_cells[group] = len(context.comparisons["value"][0].real)

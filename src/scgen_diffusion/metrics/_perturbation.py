@@ -23,6 +23,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.stats import false_discovery_control, percentileofscore, ttest_ind_from_stats
 from sklearn.preprocessing import normalize
+from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import OF_CONTROL, SEPARATOR
@@ -750,7 +751,7 @@ def perturbation_contexts(
         return Profile(shift.move(group, controls), control.pcs + step)
 
     control_of = lru_cache(maxsize=1)(partial(profile, "control", ()))  # many perturbations have the same one
-    for place in sorted(real.rows, key=lambda place: place[1]):
+    for place in tqdm(sorted(real.rows, key=lambda place: place[1]), desc="Evaluating", delay=3, leave=False):
         parts, group = place
         control, cells = control_of(group), real.of(*place)
         found = {"value": profile("synthetic", *place), "no_change": control}

@@ -106,6 +106,7 @@ from ._training import (
     describe_training,
     plan_runs,
     split_cells,
+    warn_of_busy_cores,
     warn_of_rare_labels,
 )
 
@@ -541,6 +542,7 @@ class DiffusionModel(BaseModelClass):
         After an error the model is as it was before, but for stages whose training has ended.
         """
         respect_thread_limit()
+        warn_of_busy_cores()
         started, how, before, plans = time.monotonic(), RunOptions.of(**options), self._snapshot(), list[StagePlan]()
         how = replace(how, enable_progress_bar=how.is_first_process() and how.enable_progress_bar)
         try:
@@ -698,7 +700,7 @@ class DiffusionModel(BaseModelClass):
         library_size: float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool = True,
     ) -> AnnData:
         """Generate cells.
 
@@ -747,7 +749,7 @@ class DiffusionModel(BaseModelClass):
             Same seed, same cells. Default: ``scvi.settings.seed``, or else random. ``uns`` records it. Requests with
             the same seed start from the same noise, so their cells differ only by condition.
         show_progress
-            Whether to show a progress bar.
+            Whether to show a progress bar, after three seconds.
 
         Returns
         -------
@@ -785,7 +787,7 @@ class DiffusionModel(BaseModelClass):
         condition: ConditionRequest = None,
         *,
         seed: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool = True,
         shard_size: int | None = None,
         overwrite: bool = False,
         accelerator: str = "auto",
@@ -856,7 +858,7 @@ class DiffusionModel(BaseModelClass):
         library_size: float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool = True,
     ) -> AnnData:
         """Predict how given cells would look under another condition.
 
@@ -911,7 +913,7 @@ class DiffusionModel(BaseModelClass):
             Seed of the draws. Default: ``scvi.settings.seed``, or else random. A cell's draws depend only on the seed
             and its place among the given cells.
         show_progress
-            Whether to show a progress bar.
+            Whether to show a progress bar, after three seconds.
 
         Returns
         -------
@@ -967,7 +969,7 @@ class DiffusionModel(BaseModelClass):
         condition: ConditionRequest = None,
         *,
         seed: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool = True,
         shard_size: int | None = None,
         overwrite: bool = False,
         accelerator: str = "auto",

@@ -38,6 +38,8 @@ from scgen_diffusion.generation import (
 )
 from scgen_diffusion.perturbation import ProfileSums, add_sums
 
+from ._training import SECONDS_WITHOUT_BAR
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -109,9 +111,14 @@ class Job(ABC):
     def make(self, *, show_progress: bool) -> Any:
         """Judge, and make all cells."""
         self.judge()
-        with tqdm(total=self.n_cells, desc=self.task, unit="cell", disable=not show_progress) as progress:
+        with self.bar(self.n_cells, show_progress=show_progress) as progress:
             x, obs, uns, obsm = self.cells(range(self.n_cells), progress)
         return self.build(x, drop_unused_categories(obs), uns, obsm)
+
+    def bar(self, total: int, *, show_progress: bool, n_done: int = 0) -> tqdm:
+        """Return a progress bar, which appears after some seconds."""
+        options = {"desc": self.task, "unit": "cell", "delay": SECONDS_WITHOUT_BAR, "disable": not show_progress}
+        return tqdm(total=total, initial=n_done, **options)
 
     def make_part(self, rows: range, progress: tqdm) -> AnnData:
         """Make a part for a file, whose first row begins a block, with all categories."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from scvi import settings
-from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import exit_on_sigterm, refusing_as_value_error
@@ -136,8 +135,8 @@ class PartMaker(pl.LightningModule):
                 job.judge()
         own = [number for number in self.predict_dataloader() if number < len(rows)]
         n_done = sum(len(rows[number]) for number in own if self.stream.path(number).exists())
-        bar = {"desc": job.task, "unit": "cell", "disable": not (self.show_progress and is_first)}
-        self.bar = tqdm(total=sum(len(rows[number]) for number in own), initial=n_done, **bar)
+        n_cells, shows = sum(len(rows[number]) for number in own), self.show_progress and is_first
+        self.bar = job.bar(n_cells, show_progress=shows, n_done=n_done)
 
     def predict_step(self, number: int) -> int:
         """Make and write a part that is missing."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
 
 MAX_VALIDATION_CELLS = 2000
 FURTHER_SEEDS = {"prior": 1, "perturbation_flow": 2}  # added to scvi-tools' seed
-SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
+SECONDS_WITHOUT_BAR = 3  # of generation, and of what comes before and after the steps of a stage
+TIMES_OF_CORES = Path("/proc/stat")  # of Linux
+IDLE = slice(3, 5)  # states of a core there: idle, and waiting for a disk
+SECONDS_OF_OTHERS = 0.1  # in which this process does nothing
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class StageRun:
     @property
     def bar(self) -> Bar:
         """A progress bar for the slow loops before and after the steps of the stage."""
-        is_hidden = None if self.options.enable_progress_bar else True  # None: only in a terminal
+        is_hidden = not self.options.enable_progress_bar
         return partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=is_hidden)
 
 
@@ -128,6 +134,27 @@ def _by_stage(argument: str, given: Any, stages: Mapping[str, Any]) -> Mapping[s
             msg = f"`{argument}` names {name!r}, which this call does not train. {known_names(name, [*stages])}"
             raise ValueError(msg)
     return {stage: given.get(stage) for stage in stages}
+
+
+@cache
+def warn_of_busy_cores() -> None:
+    """Warn, once, if other processes leave no core free: several threads then wait for each other, again and again."""
+    n_threads = torch.get_num_threads()
+    if n_threads == 1 or torch.cuda.is_available() or not TIMES_OF_CORES.exists():
+        return
+    before = _read_times()
+    time.sleep(SECONDS_OF_OTHERS)
+    spent = _read_times() - before
+    if (os.cpu_count() or 1) * spent[IDLE].sum() < spent.sum():
+        warn_user(
+            f"Other processes use all cores; training with {n_threads} threads may then take ten times as long. "
+            "Call `torch.set_num_threads(1)` first."
+        )
+
+
+def _read_times() -> np.ndarray:
+    """Read the times that all cores have spent in each state since the start of the machine."""
+    return np.array(TIMES_OF_CORES.read_text().split()[1:9], dtype=float)
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
