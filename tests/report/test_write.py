@@ -124,12 +124,13 @@ def test_every_label_is_shown_with_its_cells(tmp_path):
         adata.obs["cell_type"] = adata.obs["cell_type"].cat.add_categories(["rare"])
     real.obs.loc[real.obs_names[:5], "cell_type"] = "rare"
     path = sgd.report.write(real, synthetic, tmp_path / "rare.html", groupby="cell_type", table=TABLE)
-    rows = re.findall(r"<tr><td>(.*?)</td><td>(\d+)</td><td>(\d+)</td>(.*?)</tr>", path.read_text(encoding="utf-8"))
-    assert {row[0]: row[1:] for row in rows} == {
-        "A &amp; B": ("48", "50", "<td>0.9</td><td>–</td>"),
-        "T &lt;$_$&gt;": ("48", "50", "<td>–</td><td>–</td>"),
-        "naïve": ("49", "50", "<td>–</td><td>–</td>"),
-        "rare": ("5", "0", "<td>–</td><td>–</td>"),
+    rows = re.findall(r"<tr>(<td>.*?</td><td>\d+</td>.*?)</tr>", path.read_text(encoding="utf-8"))
+    cells_of = [re.findall(r">([^<>]+)<", row) for row in rows]
+    assert {first: tuple(others) for first, *others in cells_of} == {
+        "A &amp; B": ("48", "50", "0.9", "–", "ok"),
+        "T &lt;$_$&gt;": ("48", "50", "–", "–", "too few cells"),
+        "naïve": ("49", "50", "–", "–", "too few cells"),
+        "rare": ("5", "0", "–", "–", "too few cells"),
     }
 
 
@@ -145,6 +146,18 @@ def test_a_lost_gene_is_the_first_of_those_that_differ(tmp_path):
         )
         assert first[1].startswith(f"<td>gene-$_$-{lost}</td>{label}")
         assert "<td>0</td>" in first[1]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_what_is_worse_is_shown_and_what_passed_is_folded(tmp_path):
+    table = pd.concat([TABLE, TABLE.assign(metric="recall", value=0.3, low=0.2, high=0.4)])
+    path = sgd.report.write(cells(1), cells(2), tmp_path / "report.html", groupby="cell_type", table=table)
+    page = path.read_text(encoding="utf-8")
+    shown, folded = page[: page.index("<details>")], page[page.index("<details>") : page.rindex("</details>")]
+    assert ["recall" in part for part in (shown[shown.index('id="scores"') :], folded)] == [True, False]
+    assert ["precision" in part for part in (shown[shown.index('id="scores"') :], folded)] == [False, True]
+    assert "1 ok" in folded
+    assert '<span class="level warning">warning</span> <small>recall</small>' in page  # of the label
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -32,7 +32,6 @@ from scgen_diffusion.metrics import (
     ALL,
     CATALOGUE,
     MIN_CELLS_PER_GROUP,
-    MIN_CELLS_TESTED,
     evaluate,
     expression_of,
     gene_differences,
@@ -50,10 +49,10 @@ if TYPE_CHECKING:
 SUFFIX = ".html"
 DPI = 110
 SMALLEST = 0.6  # to which a page may shrink a picture, with letters of 6.4 pixels; wider ones are scrolled
-NONE = "–"
 N_GENES = 10  # that differ most
 MOST_LABELS = 40  # of which there are pictures; with hundreds, one would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
+WORSE = "Worse than real cells"
 BETTER = {"lower": "↓", "higher": "↑", "real": "="}
 SECTIONS = {
     "Labels": "A rare label can be poor although all cells together look good.",
@@ -78,8 +77,8 @@ def write(
 ) -> Path:
     """Write one HTML file that judges and shows synthetic cells; it needs no network and no other file.
 
-    It holds the :func:`summary`, a UMAP, every metric of :func:`~scgen_diffusion.metrics.evaluate` beside the score
-    of real cells, and the plots of :mod:`scgen_diffusion.pl`.
+    It shows the :func:`summary`, a UMAP, the metrics of :func:`~scgen_diffusion.metrics.evaluate` that are worse than
+    those of real cells, with the others folded by family, every label, and plots of :mod:`scgen_diffusion.pl`.
 
     Parameters
     ----------
@@ -121,8 +120,8 @@ def write(
     ValueError
         If ``path`` does not end in ``.html``, ``table`` has labels that the cells lack, and what
         :func:`~scgen_diffusion.metrics.evaluate` raises.
-    FileNotFoundError, IsADirectoryError
-        If there is no folder for the file, or ``path`` is a folder.
+    FileNotFoundError
+        If there is no folder for the file.
 
     Examples
     --------
@@ -137,14 +136,11 @@ def write(
     for name, cells in sets.items():
         check_is_anndata(cells, name, " A report of one modality takes `mdata[modality]`.")
     check_count("max_cells", max_cells, MIN_CELLS_PER_GROUP)  # `evaluate` does not see it if a table is given
-    source = "a table that was given"
     if table is None:
         table = evaluate(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
-        source = f"at most {max_cells:,} cells on either side"
-    judged = summary(table)
-    keys = as_list(groupby)
+    judged, keys = summary(table), as_list(groupby)
     labels = {label for cells in sets.values() for label in join_labels(cells.obs, keys)}
     if keys and (other := {*table["group"].astype(str)} - {ALL, *labels}):
         msg = f"`table` is of other cells or of another `groupby`: no cell has the label {min(other)!r}."
@@ -154,41 +150,34 @@ def write(
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in sets.values())
     label = JOIN.join(keys) if keys else None
     with plt.rc_context({"text.parse_math": False}):  # names may have "$"
-        pictures = draw(real, drawn, table, label=label, layer=layer, model=model, seed=seed)
+        pictures = draw(real, drawn, label=label, layer=layer, model=model, seed=seed)
     seen = "training cells not given"
     if train is not None:
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
     record = synthetic.uns.get(PROVENANCE_KEY, {})  # of whatever tool
     record = record if isinstance(record, Mapping) else {"origin": record}
     settings = {f"cells: {name}": _as_text(value) for name, value in record.items()} | {
-        "labels": JOIN.join(keys) or "none",
+        "labels": label or "none",
         "layer": layer or "counts, else X",
-        "scores from": source,
-        "cells drawn at most": f"{max_cells:,}",
+        "cells compared at most": f"{max_cells:,}",
         "seed": str(seed),
-        "written by": f"scgen-diffusion {VERSION}",
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC} by scgen-diffusion {VERSION}",
     }
-    template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
+    environment.filters["written"] = written
+    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+    page = template.render(
         title=title,
-        subtitle=(
-            f"{synthetic.n_obs:,} synthetic cells, {real_test.n_obs:,} real cells held out, {seen}; "
-            f"{real_test.n_vars:,} genes"
-        ),
+        subtitle=f"{synthetic.n_obs:,} synthetic cells, {real_test.n_obs:,} real cells held out, {seen}; "
+        f"{real_test.n_vars:,} genes",
         version=VERSION,
         headline=judged.headline,
         level=next((level for level in ("warning", "note", "ok") if judged.of_level(level)), "note"),
-        umap=pictures.get("Cells", []),
         scores=_scores(judged.table, table),
-        labels=_labels(real_test, synthetic, keys, table) if keys else [],
+        labels=_labels(real_test, synthetic, keys, table, judged.table) if keys else [],
         genes=_genes(real, drawn, label, layer),
-        sections=[
-            {"title": section, "anchor": section.lower(), "text": text, "pictures": pictures[section]}
-            for section, text in SECTIONS.items()
-            if section in pictures
-        ],
+        sections=SECTIONS,
+        pictures=pictures,
         settings=settings,
     )
     with write_atomically(path) as beside:
@@ -197,14 +186,11 @@ def write(
 
 
 def _check_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a report; raise unless a file can be written there."""
+    """Return the path of a report; raise, before any work, if no file can be written there."""
     path = Path(path).expanduser()
     if path.suffix.lower() != SUFFIX:
         msg = f"`path` must end in {SUFFIX!r}, but found {str(path)!r}."
         raise ValueError(msg)
-    if path.is_dir():
-        msg = f"`path` {str(path)!r} is a folder; name the file to write."
-        raise IsADirectoryError(msg)
     if not path.parent.is_dir():
         msg = f"`path`: there is no folder {str(path.parent)!r}; make it first."
         raise FileNotFoundError(msg)
@@ -227,7 +213,6 @@ def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.rand
 def draw(
     real: AnnData,
     synthetic: AnnData,
-    table: pd.DataFrame,
     *,
     label: str | None,
     layer: str | None,
@@ -235,7 +220,7 @@ def draw(
     seed: int = 0,
 ) -> dict[str, list[dict[str, str]]]:
     """Draw what these cells allow: the pictures of each section."""
-    pictures: dict[str, list[dict[str, str]]] = {} if label is None else {"Labels": []}
+    pictures: dict[str, list[dict[str, str]]] = {}
     options = {"layer": layer, "show": False}
 
     def add(section: str, axes: Axes | Sequence[Axes], caption: str) -> None:
@@ -245,9 +230,6 @@ def draw(
         label = None
     axes = pl.umap(real, synthetic, color=label, seed=seed, **options)
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
-    if label is not None and (table["group"] != ALL).any():
-        axes = pl.scores(table, show=False)
-        add("Labels", axes, "Scores of all cells, and of the labels that have any.")
     if label is not None and 1 < real.obs[label].value_counts().max() < real.n_obs - 1:
         axes = pl.marker_dotplot(real, synthetic, groupby=label, **options)
         add("Labels", axes, "Marker genes of the real cells, real beside synthetic.")
@@ -279,58 +261,45 @@ def _as_png(axes: Axes | Sequence[Axes]) -> dict[str, str]:
     return {"png": base64.b64encode(png).decode("ascii"), "min_width": str(min_width)}
 
 
-def _scores(judged: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, str]]:
-    """Write every row of a summary, with what it measures, its interval, and what shuffled cells score."""
-    rows = []
-    for _, row in judged.merge(table[["metric", "group", "low", "high", "shuffled"]], "left").iterrows():
-        low, high = row["low"], row["high"]
-        metric = CATALOGUE.get(row["metric"])
-        is_described = metric is not None and row["group"] == ALL
-        rows.append(
-            {
-                "metric": row["metric"] if row["group"] == ALL else f"{row['metric']} of {row['group']}",
-                "better": BETTER[metric.better] if is_described else "",
-                "text": re.sub(r" \(``\w+``\)|``", "", metric.text) if is_described else "",
-                "value": written(row["value"]),
-                "interval": f"{written(low)} to {written(high)}" if np.isfinite([low, high]).all() else "",
-                "real": written(row["real"]),
-                "shuffled": written(row["shuffled"]),
-                "level": row["level"],
-            }
-        )
+def _scores(judged: pd.DataFrame, table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """List the rows of a summary that are off, and then the others by family, with what each metric measures."""
+    families: dict[str, list[dict[str, Any]]] = {WORSE: []}
+    for row in judged.merge(table[["metric", "group", "low", "high", "shuffled"]], "left").to_dict("records"):
+        metric = CATALOGUE.get(row["metric"]) if row["group"] == ALL else None
+        row["better"] = BETTER[metric.better] if metric else ""
+        row["text"] = re.sub(r" \(``\w+``\)|``", "", metric.text) if metric else ""
+        family = WORSE if row["level"] in ("warning", "note") else metric.topic if metric else "Other"
+        families.setdefault(family, []).append(row)
+    return families
+
+
+def _labels(
+    real: AnnData, synthetic: AnnData, keys: Sequence[str], table: pd.DataFrame, judged: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """List every label with its cells, precision, recall and what is off, in the order of the categories."""
+    sizes = [pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic)]
+    values = table.set_index(["metric", "group"])["value"]
+    with_values = {*table.loc[table["value"].notna() & table["real"].notna(), "group"]}
+    by_category = real.obs[list(keys)].reset_index(drop=True).astype("category").sort_values(list(keys)).index
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys([*join_labels(real.obs, keys)[by_category], *sorted(sizes[1].index)]):
+        off = judged[judged["group"] == name].groupby("level", sort=False)["metric"].agg(", ".join)
+        rows.append({"name": name, "real": int(sizes[0].get(name, 0)), "synthetic": int(sizes[1].get(name, 0))})
+        rows[-1] |= {metric: values.get((metric, name), np.nan) for metric in ("precision", "recall")}
+        rows[-1]["levels"] = off.to_dict() or {"ok" if name in with_values else "too few cells": ""}
     return rows
 
 
-def _labels(real: AnnData, synthetic: AnnData, keys: Sequence[str], table: pd.DataFrame) -> list[dict[str, object]]:
-    """List every label with its cells, precision and recall, in the order of the categories."""
-    sizes = [pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic)]
-    values = table.set_index(["metric", "group"])["value"]
-    by_category = real.obs[list(keys)].reset_index(drop=True).astype("category").sort_values(list(keys)).index
-    names = dict.fromkeys([*join_labels(real.obs, keys)[by_category], *sorted(sizes[1].index)])
-    return [
-        {"name": name, "real": int(sizes[0].get(name, 0)), "synthetic": int(sizes[1].get(name, 0))}
-        | {metric: written(values.get((metric, name), np.nan)) for metric in ("precision", "recall")}
-        for name in names
-    ]
-
-
-def _genes(real: AnnData, synthetic: AnnData, label: str | None, layer: str | None) -> list[dict[str, str]]:
-    """List the genes that differ most within labels, or in all cells if no label has enough; none of few cells."""
-    if min(real.n_obs, synthetic.n_obs) < MIN_CELLS_TESTED:
+def _genes(real: AnnData, synthetic: AnnData, label: str | None, layer: str | None) -> list[dict[str, Any]]:
+    """List the genes that differ most within labels, or in all cells without labels; none of few cells."""
+    try:
+        return gene_differences(real, synthetic, groupby=label, layer=layer).head(N_GENES).to_dict("records")
+    except ValueError:  # no label has enough cells
         return []
-    if label is not None:
-        sizes = pd.concat([cells.obs[label].value_counts() for cells in (real, synthetic)], axis=1)
-        label = label if (sizes.min(axis=1, skipna=False) >= MIN_CELLS_TESTED).any() else None
-    names = ("real", "synthetic", "real_share", "synthetic_share", "t")
-    return [
-        {"gene": row["gene"], "group": "" if label is None else row["group"]}
-        | {name: written(row[name]) for name in names}
-        for _, row in gene_differences(real, synthetic, groupby=label, layer=layer).head(N_GENES).iterrows()
-    ]
 
 
 def written(figure: float) -> str:
     """Write a figure with three significant digits; a dash where there is none."""
     if not np.isfinite(figure):
-        return NONE
+        return "–"
     return f"{figure:,.0f}" if abs(figure) >= 999.5 else f"{figure:.3g}"
