@@ -23,27 +23,26 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main", "run"]
 
-EPILOG = """\b
-Exit codes:
-  0    done
-  1    failed; --verbose shows where
-  2    wrong options, files, names or values
-  3    evaluate --fail-on: the cells are not good enough
-  130  interrupted by Ctrl-C (143: by SIGTERM); run the same command again to resume
-
-Results go to files and stdout, messages to stderr."""
-
 
 @click.group(
     PROGRAM,
     commands=[train, generate, predict, evaluate, report, info],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=EPILOG,
     no_args_is_help=True,
 )
 @click.version_option(VERSION, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Conditional diffusion models of single cells: train on files, generate to files, and evaluate."""
+    """Conditional diffusion models of single cells: train on files, generate to files, and evaluate.
+
+    \b
+    Exit codes:
+      0    done
+      1    failed; --verbose shows where
+      2    wrong options, files, names or values
+      130  interrupted by Ctrl-C (143: by SIGTERM); run the same command again to resume
+
+    Results go to files and stdout, messages to stderr.
+    """  # noqa: D301  click looks for the character \b
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,14 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Run the command line and end the process.
 
-    SIGTERM, which schedulers send, ends the work cleanly. Progress bars write a line to a log every 30 seconds. numba,
-    which scanpy uses, is limited to ``OMP_NUM_THREADS``: otherwise it starts a thread for every core, and PyTorch
-    follows.
+    SIGTERM, which schedulers send, ends the work cleanly. Progress bars write a line to a log every 30 seconds.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     if not sys.stderr.isatty():
         for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
             os.environ.setdefault(name, "30")
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        os.environ.setdefault("NUMBA_NUM_THREADS", threads.split(",")[0])
     sys.exit(main())

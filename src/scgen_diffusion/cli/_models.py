@@ -21,7 +21,6 @@ SETUP = (
     "layer", "condition_keys", "continuous_condition_keys", "set_condition_keys", "control_values",
     "condition_embeddings", "unlabeled_category", "values", "modalities", "genes",
 )  # fmt: skip
-RESUME = "After Ctrl-C, SIGTERM or a crash, run the same command again to resume."
 SEED = option("--seed", "Seed of all random draws.", int, default=0)
 OF_PROCESSES = ("devices", "num_nodes", "strategy")
 DEVICES = [
@@ -59,15 +58,16 @@ DEVICES = [
     option("--trainer", "Other argument of train in Python: early_stopping=true.", Keyed(read=setting)),
     *DEVICES,
     SEED,
-    option("--checkpoint-dir", "Folder of checkpoints; default: a hidden one, removed at the end.", NEW),
-    epilog=RESUME,
 )
-def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options: Any) -> None:
+def train(
+    terminal: Terminal, cells: list[Path], out: Path, seed: int, *, overwrite: bool = False, **options: Any
+) -> None:
     """Train a model on the cells of one or several files (.h5ad, .zarr, .h5mu), and save it to a folder.
+
+    After Ctrl-C, SIGTERM or a crash, run the same command again to resume.
 
     scgen-diffusion train cells.h5ad --layer counts --condition cell_type --out my_model
     """
-    overwrite, checkpoints = options.pop("overwrite", False), options.pop("checkpoint_dir", None)
     check_place(out, overwrite=overwrite)
     package = terminal.libraries()
     from scvi import settings
@@ -79,7 +79,7 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
     model = build(package, cells, options)
     terminal.say(str(model).partition("\n  trained:")[0])
 
-    folder = checkpoints or out.absolute().with_name(f".{out.name}.checkpoints")
+    folder = out.absolute().with_name(f".{out.name}.checkpoints")
     terminal.on_interrupt = f"The checkpoints are in {folder}; run the same command again to resume."
     model.train(checkpoint_dir=folder, **options)
     if model.trainer.interrupted:
@@ -87,9 +87,8 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
     if not model.trainer.is_global_zero:
         return
     model.save(out, overwrite=overwrite)
-    if checkpoints is None:
-        remove(folder)
-    terminal.result(out)
+    remove(folder)
+    click.echo(out)
 
 
 def build(package: Any, paths: list[Path], options: dict[str, Any]) -> Any:
@@ -156,10 +155,11 @@ REQUEST = [
     option("--n-cells -n", "Number of cells; not needed with a table.", int),
     option("--condition -c", "Condition; several values get equal shares; repeat one for more.", Keyed(repeats=True)),
     *REQUEST,
-    epilog=RESUME,
 )
 def generate(terminal: Terminal, model: str, out: Path, **options: Any) -> None:
     """Generate cells with a model, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
+
+    After Ctrl-C, SIGTERM or a crash, run the same command again to resume.
 
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
 
@@ -180,10 +180,11 @@ def generate(terminal: Terminal, model: str, out: Path, **options: Any) -> None:
     flag("--backed", "Read cells from the file part by part; several files always are."),
     option("--method", "Method: perturbation_flow or inversion."),
     *REQUEST,
-    epilog=RESUME,
 )
 def predict(terminal: Terminal, model: str, cells: list[Path], out: Path, **options: Any) -> None:
     """Predict how given cells (.h5ad, .zarr, .h5mu) would look under another condition, and write them into a file.
+
+    After Ctrl-C, SIGTERM or a crash, run the same command again to resume.
 
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
 
@@ -265,7 +266,7 @@ def write(terminal: Terminal, model: Any, out: Path, call: str, asked: dict[str,
     else:
         getattr(model, f"{call}_to")(out, **asked)
     if is_first:
-        terminal.result(out)
+        click.echo(out)
 
 
 @command("info", "Describe a model.", click.Argument(["model"]))
@@ -275,6 +276,6 @@ def info(terminal: Terminal, model: str) -> None:
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
     """
     loaded = terminal.libraries().model.load(model, adata=False, accelerator="cpu")
-    terminal.result(str(loaded))
+    click.echo(str(loaded))
     for key in loaded.conditions.by_key:
-        terminal.result(f"  values of {key.name}: {list_first(key.labels, 20)}")
+        click.echo(f"  values of {key.name}: {list_first(key.labels, 20)}")

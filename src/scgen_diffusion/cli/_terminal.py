@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROGRAM = "scgen-diffusion"
 PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
-FAILED, WRONG_REQUEST, NOT_GOOD_ENOUGH, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143  # exit codes
+FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 
@@ -49,7 +49,7 @@ def end_of(error: Exception) -> Stop:
 
 
 class Terminal:
-    """Writes messages and results, unless it is quiet; with ``verbose`` those of libraries and tracebacks, too."""
+    """Writes messages, unless it is quiet; with ``verbose`` those of libraries and tracebacks, too."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose, self.on_interrupt = quiet, verbose, ""
@@ -58,10 +58,6 @@ class Terminal:
         """Write a message."""
         if not self.quiet:
             click.echo(message, err=True)
-
-    def result(self, line: str | Path) -> None:
-        """Write one line of results."""
-        click.echo(str(line))
 
     def libraries(self) -> ModuleType:
         """Import the slow libraries and silence their messages."""
