@@ -142,8 +142,10 @@ def test_errors_from_elsewhere_are_failures_of_one_line(call_function, function)
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(28, "No space left on device", "x.zarr"), "x.zarr: No space left on device"),
-        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (
+            OSError(28, "No space left on device", "x.zarr"),
+            "OSError: [Errno 28] No space left on device: 'x.zarr' (--verbose shows where)",
+        ),
         (MemoryError(), "MemoryError: no reason is given (--verbose shows where)"),
         (RuntimeError("CUDA error: a\nb"), "RuntimeError: CUDA error: a (--verbose shows where)"),
     ],

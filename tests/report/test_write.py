@@ -174,7 +174,7 @@ def test_copied_training_cells_give_a_warning(tmp_path):
 def test_cells_without_labels_counts_or_training_get_a_report_without_them(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     logarithms = [cells(seed) for seed in (1, 2)]
-    logarithms[1].uns["scgen_diffusion"] = "its tool"
+    logarithms[1].uns["scgen_diffusion"] = {"model": "its tool"}
     for adata in logarithms:
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)

@@ -16,7 +16,7 @@ from scgen_diffusion._version import VERSION
 
 from ._judging import evaluate, report
 from ._models import generate, info, predict, train
-from ._terminal import INTERRUPTED, PROGRAM, TERMINATED
+from ._terminal import PROGRAM, TERMINATED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
-        return INTERRUPTED
     return 0
 
 

@@ -83,10 +83,7 @@ def report(terminal: Terminal, out: Path, *, overwrite: bool = False, **options:
     check_place(out, ".html", overwrite=overwrite)
     package = terminal.libraries()
     if "table" in options:
-        # labels such as "NA" and "" are text; only figures that `evaluate` left empty are missing
-        empty = dict.fromkeys(package.metrics.FIGURES, [""])
-        options["table"] = read_table(options["table"], keep_default_na=False, na_values=empty)
-        package.report.summary(options["table"])  # raises for other tables, before the cells are read
+        options["table"] = read_table(options["table"])
     if "model" in options:
         options["model"] = package.model.load(options["model"], adata=False)
     click.echo(package.report.write(path=out, **read_sets(terminal, options)))
@@ -110,6 +107,5 @@ def open_files(paths: Sequence[Path], layer: str | None) -> Any:
     """Open several files with the layer that ``evaluate`` reads."""
     from scgen_diffusion.data import ComparedFiles, open_anndata_files
 
-    if layer is None and COUNTS in open_anndata_files(paths[0])[0].keys("layers"):
-        layer = COUNTS
-    return ComparedFiles(paths, layer=layer, genes="shared")
+    has_counts = COUNTS in open_anndata_files(paths[0])[0].keys("layers")
+    return ComparedFiles(paths, layer=COUNTS if has_counts and layer is None else layer, genes="shared")

@@ -10,17 +10,25 @@ from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import remove, write_atomically
 
 from ._options import FILE, NEW, Keyed, command, existing_file, flag, option, pick, setting, value
-from ._tables import MUDATA, TABLES, check_place, of_model, read_cells, read_table, select_rows
+from ._tables import CELLS, MUDATA, check_place, of_model, read_cells, read_table, select_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ._terminal import Terminal
 
-SETUP = (
-    "layer", "condition_keys", "continuous_condition_keys", "set_condition_keys", "control_values",
-    "condition_embeddings", "unlabeled_category", "values", "modalities", "genes",
-)  # fmt: skip
+SETUP = [
+    option("--layer -l", "Layer with the values; default: X.", Keyed("[MODALITY=]NAME")),
+    option("--values", "Kind of the values; default: counts.", click.Choice(["counts", "log1p"])),
+    option("--condition -c condition_keys", "Column of obs to condition on. Repeatable.", multiple=True),
+    option("--continuous-condition continuous_condition_keys", "Column or array of numbers.", multiple=True),
+    option("--set-condition set_condition_keys", "Column of sets such as A+B.", Keyed("COLUMN[=SEPARATOR]")),
+    option("--control control_values", "Value of unperturbed cells in a column.", Keyed(read=value)),
+    option("--condition-embedding condition_embeddings", "Table of a column's vectors.", Keyed(read=existing_file)),
+    option("--unlabeled-category", "Value of cells without a label, which train too; so do missing ones."),
+    option("--modality modalities", "Modality of .h5mu, and its likelihood.", Keyed("NAME[=LIKELIHOOD]")),
+    option("--shared-genes genes", "Use the genes that all files have.", is_flag=True, flag_value="shared"),
+]
 SEED = option("--seed", "Seed of all random draws.", int, default=0)
 OF_PROCESSES = ("devices", "num_nodes", "strategy")
 DEVICES = [
@@ -37,17 +45,8 @@ DEVICES = [
     click.Argument(["cells"], nargs=-1, required=True, type=FILE),
     option("--out -o", "Folder of the model.", NEW, required=True),
     flag("--overwrite", "Replace an existing model."),
-    option("--layer -l", "Layer with the values; default: X.", Keyed("[MODALITY=]NAME")),
-    option("--values", "Kind of the values; default: counts.", click.Choice(["counts", "log1p"])),
-    option("--condition -c condition_keys", "Column of obs to condition on. Repeatable.", multiple=True),
-    option("--continuous-condition continuous_condition_keys", "Column or array of numbers.", multiple=True),
-    option("--set-condition set_condition_keys", "Column of sets such as A+B.", Keyed("COLUMN[=SEPARATOR]")),
-    option("--control control_values", "Value of unperturbed cells in a column.", Keyed(read=value)),
-    option("--condition-embedding condition_embeddings", "Table of a column's vectors.", Keyed(read=existing_file)),
-    option("--unlabeled-category", "Value of cells without a label, which train too; so do missing ones."),
-    option("--modality modalities", "Modality of .h5mu, and its likelihood.", Keyed("NAME[=LIKELIHOOD]")),
+    *SETUP,
     flag("--backed", "Read cells from the file during training; several files always are."),
-    option("--shared-genes genes", "Use the genes that all files have.", is_flag=True, flag_value="shared"),
     option("--model -m", "Class; default: SCLDM.", click.Choice(["SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT", "SCMDM"])),
     option("--set architecture", "Option of the architecture: n_latent=16, size=published.", Keyed(read=setting)),
     option("--reference", "Model to fine-tune, a folder or a name, which gives all of the above."),
@@ -93,7 +92,7 @@ def train(
 
 def build(package: Any, paths: list[Path], options: dict[str, Any]) -> Any:
     """Return a model of the cells, new or fine-tuned, and leave only the arguments of ``train`` in the options."""
-    setup, architecture = pick(options, *SETUP), options.pop("architecture", {})
+    setup, architecture = pick(options, *(str(one.name) for one in SETUP)), options.pop("architecture", {})
     name, reference = options.pop("model", ""), options.pop("reference", None)
     in_files, has_modalities = options.pop("backed", False) or len(paths) > 1, paths[0].suffix == MUDATA
     if "set_condition_keys" in setup:
@@ -209,20 +208,18 @@ def load(terminal: Terminal, model: str, out: Path, options: dict[str, Any]) -> 
 def read_selected(model: Any, paths: list[Path], where: dict[str, Any] | None, *, in_files: bool) -> Any:
     """Read one file, leave several where they are, or read the cells that have the values of ``where``."""
     import anndata
-    import numpy as np
-    import pandas as pd
 
     from scgen_diffusion.data import CellFiles
 
     if where is None:
         return CellFiles.like(model.registry, paths) if in_files else of_model(model, read_cells(paths[0]))
-    files = [read_cells(path, backed=True) for path in paths]
-    chosen = select_rows(pd.concat([cells.obs for cells in files]), where)
-    parts = np.split(chosen, np.cumsum([cells.n_obs for cells in files])[:-1])
-    some = [cells[rows] for cells, rows in zip(files, parts, strict=True)]
+    parts = []
+    for path in paths:
+        cells = read_cells(path, backed=True)
+        parts.append(cells[select_rows(cells.obs, where)])
     if model.modalities:
-        return some[0].copy()
-    return of_model(model, anndata.concat([cells.to_memory() for cells in some], merge="first"))
+        return parts[0].copy()
+    return of_model(model, anndata.concat([part.to_memory() for part in parts], merge="first"))
 
 
 def read_request(model: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +242,7 @@ def read_request(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     if table is not None and "condition" in options:
         msg = "--condition and --condition-table exclude each other."
         raise click.UsageError(msg)
-    if table is not None and table.suffix in TABLES:
+    if table is not None and table.suffix not in CELLS:
         texts = read_table(table, dtype=str, keep_default_na=False)
         options["condition"] = type(texts)({name: read_all(name, [*texts[name]]) for name in texts}, dtype=object)
     elif table is not None:

@@ -40,9 +40,7 @@ def end_of(error: Exception) -> Stop:
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     is_check = frames[-1].filename.startswith(FOLDER) and (frames[-1].line or "").startswith("raise")
     is_check |= isinstance(error, TypeError) and "unexpected keyword argument" in message  # Python's own check
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif not is_check:
+    if not is_check:
         first = message.splitlines()[0] if message else "no reason is given"
         message = f"{type(error).__name__}: {first} (--verbose shows where)"
     return Stop(message, WRONG_REQUEST if is_check and isinstance(error, OF_REQUESTS) else FAILED)

@@ -25,7 +25,8 @@ MIN_STRUCTURE = 0.10  # with less between shuffled and real cells there is no st
 UNLIKE = 0.60  # AUC above which training and held-out cells come from different sources, such as other donors
 N_DEVIATIONS = 3.0
 MISSING = 0.25  # a label whose share is below this part of the real one is missing
-NOTHING = "no metric can be judged: each needs a score of synthetic and of real cells (`n_repeats` above 0)"
+NOTHING = "No metric can be judged: each needs a score of synthetic and of real cells (`n_repeats` above 0)."
+WORSE = {"warning": "Clearly worse than real cells", "note": "Slightly worse"}
 UNLIKELY = 0.01  # in so many evaluations, at most, chance makes a label look missing
 
 
@@ -47,10 +48,7 @@ class Summary:
     def of_level(self, level: Level) -> list[str]:
         """Return the metrics of a level, with the group where it is not all cells."""
         rows = self.table[self.table["level"] == level]
-        return [
-            metric if group == ALL else f"{metric} of {group}"
-            for metric, group in zip(rows["metric"], rows["group"], strict=True)
-        ]
+        return rows["metric"].where(rows["group"] == ALL, rows["metric"] + " of " + rows["group"]).tolist()
 
     def __str__(self) -> str:
         """Return the headline and the table."""
@@ -121,32 +119,22 @@ def summary(table: pd.DataFrame) -> Summary:
         judged.append(("leaked", ALL, leaked, 0.0, "warning"))
     found = Summary("", pd.DataFrame(judged, columns=["metric", "group", "value", "real", "level"]))
 
-    warnings, notes = (list_first(found.of_level(level)) for level in ("warning", "note"))
-    parts = [f"clearly worse than real cells: {warnings}"] if warnings else []
-    parts += [f"slightly worse: {notes}"] if notes else []
-    if not parts:
-        n_judged = len(found.of_level("ok"))
-        parts = [f"like real cells in all {n_judged} metrics that were judged"] if n_judged else [NOTHING]
+    n_ok = len(found.of_level("ok"))
+    parts = [f"{words}: {list_first(off)}." for level, words in WORSE.items() if (off := found.of_level(level))]
+    parts = parts or [f"Like real cells in all {n_ok} metrics that were judged." if n_ok else NOTHING]
     if told:
-        parts.append(
-            f"training cells, which the scores of real cells come from, differ from held-out ones (AUC {told:.2f})"
-        )
-    headline = "; ".join(parts)
-    return Summary(f"{headline[0].upper()}{headline[1:]}.", found.table)
+        parts.append(f"Training cells, which real cells are drawn from, differ from held-out ones (AUC {told:.2f}).")
+    return Summary(" ".join(parts), found.table)
 
 
 def _check_table(table: pd.DataFrame) -> None:
     """Raise unless it is a table of `evaluate`, of one modality, or a copy read from a file."""
-    if "perturbation" in table:
-        msg = "`table` is of perturbations: compare its `value` with `real` and the baselines; it has no summary."
-        raise ValueError(msg)
-    if missing := [column for column in COLUMNS if column not in table]:
-        msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; it has {list(table)}."
+    if "perturbation" in table or not {*COLUMNS} <= {*table}:
+        msg = f"`table` must be what `evaluate` returns without `control`: {COLUMNS}; it has {list(table)}."
         raise ValueError(msg)
     check_one_modality(table)
-    if (repeated := table.duplicated(["metric", "group"])).any():
-        first = table[repeated].iloc[0]
-        msg = f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}."
+    if table.duplicated(["metric", "group"]).any():
+        msg = "`table` has several rows of a metric and group; give those of one evaluation."
         raise ValueError(msg)
 
 
@@ -198,13 +186,13 @@ def _auc_of_real(rows: Sequence[Row], n_cells: float) -> float:
 
     The AUC of guessing has a variance of about ``1 / (6 * n_cells)``.
     """
-    found = [row for row in rows if row["metric"].startswith("auc_") and row["group"] == ALL]
-    return max([row["real"] for row in found if row["real"] > _highest_of_chance(row, n_cells)], default=0.0)
-
-
-def _highest_of_chance(row: Row, n_cells: float) -> float:
-    deviation = max(_deviation(row), CATALOGUE[row["metric"]].widening / np.sqrt(6 * n_cells))
-    return max(UNLIKE, GUESSING + N_DEVIATIONS * deviation)
+    told = [0.0]
+    for row in rows:
+        if row["metric"].startswith("auc_") and row["group"] == ALL:
+            deviation = max(_deviation(row), CATALOGUE[row["metric"]].widening / np.sqrt(6 * n_cells))
+            if row["real"] > max(UNLIKE, GUESSING + N_DEVIATIONS * deviation):
+                told.append(row["real"])
+    return max(told)
 
 
 def _missing_labels(n_labelled: Mapping[str, tuple[int, int]]) -> dict[str, tuple[float, float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -41,7 +40,7 @@ from ._summary import summary
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -51,7 +50,6 @@ DPI = 110
 SMALLEST = 0.6  # to which a page may shrink a picture, with letters of 6.4 pixels; wider ones are scrolled
 N_GENES = 10  # that differ most
 MOST_LABELS = 40  # of which there are pictures; with hundreds, one would have a hundred million pixels
-MIN_GENES_CORRELATED = 3
 WORSE = "Worse than real cells"
 BETTER = {"lower": "↓", "higher": "↑", "real": "="}
 SECTIONS = {
@@ -151,15 +149,11 @@ def write(
     label = JOIN.join(keys) if keys else None
     with plt.rc_context({"text.parse_math": False}):  # names may have "$"
         pictures = draw(real, drawn, label=label, layer=layer, model=model, seed=seed)
-    seen = "training cells not given"
-    if train is not None:
-        seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
-    record = synthetic.uns.get(PROVENANCE_KEY, {})  # of whatever tool
-    record = record if isinstance(record, Mapping) else {"origin": record}
+    n_train = getattr(train, "n_cells", None) or getattr(train, "n_obs", None)  # of files, or of an AnnData
+    seen = "training cells not given" if n_train is None else f"{n_train:,} training cells"
+    record = synthetic.uns.get(PROVENANCE_KEY, {})
     settings = {f"cells: {name}": _as_text(value) for name, value in record.items()} | {
         "labels": label or "none",
-        "layer": layer or "counts, else X",
-        "cells compared at most": f"{max_cells:,}",
         "seed": str(seed),
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC} by scgen-diffusion {VERSION}",
     }
@@ -174,7 +168,7 @@ def write(
         headline=judged.headline,
         level=next((level for level in ("warning", "note", "ok") if judged.of_level(level)), "note"),
         scores=_scores(judged.table, table),
-        labels=_labels(real_test, synthetic, keys, table, judged.table) if keys else [],
+        labels=_labels({"real": real_test, "synthetic": synthetic}, keys, table, judged.table) if keys else [],
         genes=_genes(real, drawn, label, layer),
         sections=SECTIONS,
         pictures=pictures,
@@ -211,13 +205,7 @@ def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.rand
 
 
 def draw(
-    real: AnnData,
-    synthetic: AnnData,
-    *,
-    label: str | None,
-    layer: str | None,
-    model: Any | None,
-    seed: int = 0,
+    real: AnnData, synthetic: AnnData, *, label: str | None, layer: str | None, model: Any | None, seed: int
 ) -> dict[str, list[dict[str, str]]]:
     """Draw what these cells allow: the pictures of each section."""
     pictures: dict[str, list[dict[str, str]]] = {}
@@ -241,9 +229,8 @@ def draw(
     add("Genes", axes, "Variance against mean of log-normalised expression. Each dot is a gene.")
     caption = "Share of cells in which a gene is not seen; on the diagonal, it is the same."
     add("Genes", pl.zero_fraction(real, synthetic, **options), caption)
-    if real.n_vars >= MIN_GENES_CORRELATED:
-        axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
-        add("Genes", axes, "Correlations of the genes that vary most in real cells, in the order of their clustering.")
+    axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
+    add("Genes", axes, "Correlations of the genes that vary most in real cells, in the order of their clustering.")
 
     if getattr(model, "history", None):
         add("Training", pl.training_history(model, show=False), "Loss during training.")
@@ -274,19 +261,17 @@ def _scores(judged: pd.DataFrame, table: pd.DataFrame) -> dict[str, list[dict[st
 
 
 def _labels(
-    real: AnnData, synthetic: AnnData, keys: Sequence[str], table: pd.DataFrame, judged: pd.DataFrame
+    sides: Mapping[str, AnnData], keys: Sequence[str], table: pd.DataFrame, judged: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """List every label with its cells, precision, recall and what is off, in the order of the categories."""
-    sizes = [pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic)]
-    values = table.set_index(["metric", "group"])["value"]
-    with_values = {*table.loc[table["value"].notna() & table["real"].notna(), "group"]}
-    by_category = real.obs[list(keys)].reset_index(drop=True).astype("category").sort_values(list(keys)).index
-    rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys([*join_labels(real.obs, keys)[by_category], *sorted(sizes[1].index)]):
-        off = judged[judged["group"] == name].groupby("level", sort=False)["metric"].agg(", ".join)
-        rows.append({"name": name, "real": int(sizes[0].get(name, 0)), "synthetic": int(sizes[1].get(name, 0))})
-        rows[-1] |= {metric: values.get((metric, name), np.nan) for metric in ("precision", "recall")}
-        rows[-1]["levels"] = off.to_dict() or {"ok" if name in with_values else "too few cells": ""}
+    """List every label with its cells, precision, recall and what is off."""
+    labels = {side: pd.Series(join_labels(cells.obs, keys)) for side, cells in sides.items()}
+    sizes = pd.DataFrame({side: own.value_counts() for side, own in labels.items()}).fillna(0).astype(int)
+    figures = table.pivot(index="group", columns="metric", values="value").reindex(columns=["precision", "recall"])
+    rows = sizes.join(figures).rename_axis("name").reset_index().to_dict("records")
+    with_scores = {*table.loc[table[["value", "real"]].notna().all(axis=1), "group"]}
+    for row in rows:
+        off = judged[judged["group"] == row["name"]].groupby("level", sort=False)["metric"].agg(", ".join)
+        row["levels"] = off.to_dict() or {"ok" if row["name"] in with_scores else "too few cells": ""}
     return rows
 
 
