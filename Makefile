@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-MODEL ?= SCLDM
+MODEL ?= pbmc3k
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
@@ -12,8 +12,8 @@ INSTALL := $(PY) -m pip install --constraint constraints.txt
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.package ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the other models
-	$(PY) demo/make_demo.py --model $(MODEL)
+demo: $(VENV)/.package ## generate blood cells with the shipped model, and judge them beside real ones; MODEL=SCLDM trains one first
+	$(PY) -m demo.make_demo --model $(MODEL)
 
 test: $(VENV)/.test ## run the tests, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile
