@@ -220,20 +220,20 @@ def draw(
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
     if label is not None and 1 < real.obs[label].value_counts().max() < real.n_obs - 1:
         axes = pl.marker_dotplot(real, synthetic, groupby=label, **options)
-        add("Labels", axes, "Marker genes of the real cells, real beside synthetic.")
+        add("Labels", axes, "Rows of a label should look alike: marker genes of the real cells, real above synthetic.")
 
     sets = {"real_test": real, "synthetic": synthetic}
     if all(expression_of(cells, layer=layer, name=name).library_sizes is not None for name, cells in sets.items()):
-        add("Genes", pl.library_size(real, synthetic, **options), "Total counts per cell.")
+        add("Genes", pl.library_size(real, synthetic, **options), "The total counts of both should be spread alike.")
     axes = pl.mean_variance(real, synthetic, **options)
-    add("Genes", axes, "Variance against mean of log-normalised expression. Each dot is a gene.")
+    add("Genes", axes, "Each dot is a gene; the lines, running medians, should lie on each other.")
     caption = "Share of cells in which a gene is not seen; on the diagonal, it is the same."
     add("Genes", pl.zero_fraction(real, synthetic, **options), caption)
     axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
-    add("Genes", axes, "Correlations of the genes that vary most in real cells, in the order of their clustering.")
+    add("Genes", axes, "Both should show the same blocks. Genes that vary most in real cells, ordered by clustering.")
 
     if getattr(model, "history", None):
-        add("Training", pl.training_history(model, show=False), "Loss during training.")
+        add("Training", pl.training_history(model, show=False), "Each stage has a panel.")
     return pictures
 
 
