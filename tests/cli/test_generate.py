@@ -164,7 +164,7 @@ def test_wrong_models_and_places_are_named(refused, saved_model, tmp_path, monke
     refused("There is no folder", "generate", saved_model, "none/new.zarr", "-n", "2")
     refused(".h5mu", "generate", saved_model, "new.h5mu", "-n", "2")
     refused("There is no saved model", "generate", tmp_path, "new.zarr", "-n", "2")
-    refused("model.pt is a file", "generate", saved_model / "model.pt", "new.zarr", "-n", "2")
+    refused("There is no saved model", "generate", saved_model / "model.pt", "new.zarr", "-n", "2")
     refused("'pbmc3k'", "generate", "pbmc3", "new.zarr", "-n", "2")
     refused("model.pt is missing", "info", ".")
     (tmp_path / "model.zarr").symlink_to(saved_model)
