@@ -124,7 +124,7 @@ def test_every_label_is_shown_with_its_cells(tmp_path):
         adata.obs["cell_type"] = adata.obs["cell_type"].cat.add_categories(["rare"])
     real.obs.loc[real.obs_names[:5], "cell_type"] = "rare"
     path = sgd.report.write(real, synthetic, tmp_path / "rare.html", groupby="cell_type", table=TABLE)
-    rows = re.findall(r"<tr>(<td>.*?</td><td>\d+</td>.*?)</tr>", path.read_text(encoding="utf-8"))
+    rows = re.findall(r"<tr>(<td>[^<]*</td><td>\d+</td><td>\d+</td>.*?)</tr>", path.read_text(encoding="utf-8"))
     cells_of = [re.findall(r">([^<>]+)<", row) for row in rows]
     assert {first: tuple(others) for first, *others in cells_of} == {
         "A &amp; B": ("48", "50", "0.9", "–", "ok"),
