@@ -97,7 +97,7 @@ def command(name: str, short_help: str, *params: click.Parameter, **kwargs: Any)
     def decorate(function: Callable[..., None]) -> click.Command:
         def run(**options: Any) -> None:
             values = {key: list(each) if isinstance(each, tuple) else each for key, each in options.items()}
-            given = {key: each for key, each in values.items() if each not in (None, [])}
+            given: dict[str, Any] = {key: each for key, each in values.items() if each not in (None, [])}
             terminal = Terminal(quiet=given.pop("quiet", False), verbose=given.pop("verbose", False))
             with terminal.at_work():
                 function(terminal, **given)
