@@ -109,7 +109,7 @@ def test_of_the_other_cells_no_label_is_needed(call, refused, folder, cells, exp
     assert code == 0, err
     assert (anndata.read_h5ad(out).X != expected.X).nnz == 0
     command = ["predict", folder / "model", tmp_path / "bad.h5ad", tmp_path / "other.h5ad"]
-    refused("no label", *command, "--where", "dose=100", "-c", "dose=10")
+    refused("cell_type", *command, "--where", "dose=100", "-c", "dose=10")
 
 
 @pytest.mark.parametrize(
