@@ -61,7 +61,8 @@ def main() -> None:
         held_out, synthetic, FOLDER / "report.html", train=seen, groupby=KEY, table=table, model=model
     )
     many = model.generate(condition=seen.obs[[KEY]], **options)
-    scgd.pl.umap(seen, many, color=KEY, seed=SEED, show=False, save=FOLDER / "umap.png")
+    axes = scgd.pl.umap(seen, many, color=KEY, seed=SEED, show=False)
+    axes[0].figure.savefig(FOLDER / "umap.png", dpi=150, bbox_inches="tight")
 
     say(f"\n{scgd.report.summary(table).headline}")
     say(f"Open {report.as_uri()} in a browser: all figures and pictures.")
