@@ -12,14 +12,16 @@ from scipy import stats
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module._likelihoods import (
     LARGEST_LOG_THETA,
+    N_TABULATED,
     BernoulliLikelihood,
+    Entries,
     GaussianLikelihood,
     MultimodalLikelihood,
     NegativeBinomialLikelihood,
     OutlierCounts,
+    negative_binomial_log_likelihood,
     total_rate,
 )
-from scgen_diffusion.module._negative_binomial import N_TABULATED, Entries, negative_binomial_log_likelihood
 
 
 def nb_logpmf(counts, mu, theta):
