@@ -14,12 +14,11 @@ import torch
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._version import VERSION
-from scgen_diffusion.data import OPEN, digest_of, to_plain
+from scgen_diffusion.data import LARGEST_COUNT, OPEN, digest_of, to_plain
 from scgen_diffusion.diffusion import Generators, Guidance, block_size, check_sampler, samplers_for
 
-from ._library_sizes import resolve_library_size
 from ._request import SamplingOptions, check_batch_size
-from ._rows import check_finite, rows_of
+from ._rows import rows_of
 from ._support import Corrections, PerturbedGroups, combination_codes, judge, sum_profiles, support_columns
 
 if TYPE_CHECKING:
@@ -61,8 +60,6 @@ class CellGenerator:
         Condition keys, their classes, and their joint distribution in the training cells.
     name
         Name of the model.
-    default_sampler
-        Name of the default sampler.
     n_genes
         Size of the panel.
     largest
@@ -72,7 +69,6 @@ class CellGenerator:
     module: SCLDMModule | GeneSpaceModule
     conditions: Conditions
     name: str
-    default_sampler: str
     n_genes: int
     largest: Mapping[str, float] = field(default_factory=dict)
 
@@ -80,23 +76,23 @@ class CellGenerator:
 
     def sampling(
         self,
-        sampler: str | Sampler | None,
+        sampler: str | Sampler,
         n_steps: int | None,
         guidance_scale: GuidanceScale,
         output: InputValues,
     ) -> SamplingOptions:
         """Check and resolve the sampling options."""
         guidance = Guidance.resolve(guidance_scale, self.module.strategy, self.conditions.keys)
-        samplers, asked = samplers_for(self.module.path), self.default_sampler if sampler is None else sampler
-        if isinstance(asked, str):
-            if asked not in samplers:
-                msg = f"`sampler` {asked!r} is not known. {known_names(asked, list(samplers))}"
+        samplers = samplers_for(self.module.path)
+        if isinstance(sampler, str):
+            if sampler not in samplers:
+                msg = f"`sampler` {sampler!r} is not known. {known_names(sampler, list(samplers))}"
                 raise ValueError(msg)
-            name, chosen = asked, samplers[asked]
-        elif callable(asked) and not isinstance(asked, type):
-            name, chosen = repr(asked), asked
+            name, chosen = sampler, samplers[sampler]
+        elif callable(sampler) and not isinstance(sampler, type):
+            name, chosen = repr(sampler), sampler
         else:
-            msg = f"`sampler` must be a name or a sampler of scgen_diffusion.diffusion, but found {asked!r}."
+            msg = f"`sampler` must be a name or a sampler of scgen_diffusion.diffusion, but found {sampler!r}."
             raise TypeError(msg)
         if n_steps is not None:
             n_steps = check_count("n_steps", n_steps)
@@ -118,13 +114,37 @@ class CellGenerator:
         check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
 
     def totals(self, library_size: Any, n_cells: int, output: InputValues) -> np.ndarray | None:
-        """Check requested totals ``(cells, ...)``, None for totals to draw; ones for log values."""
-        if output == "counts":
-            return resolve_library_size(library_size, n_cells, self.module.library_size.is_fitted, self.largest)
-        if library_size is not None:
-            msg = "Log-normalised values have no `library_size`; leave it out, or set `counts=True` (SCRDIT and WBDIT)."
-            raise ValueError(msg)
-        return np.broadcast_to(np.float32(1), n_cells)
+        """Check a user's library size; ones for log values.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            Totals ``(cells,)``; with several modalities ``(cells, modalities)``, NaN for totals to draw. None: draw all.
+        """
+        if output != "counts":
+            if library_size is not None:
+                msg = "Log values have no `library_size`; leave it out, or set `counts=True` (SCRDIT and WBDIT)."
+                raise ValueError(msg)
+            return np.broadcast_to(np.float32(1), n_cells)
+        if library_size is None:
+            if not self.module.library_size.is_fitted:
+                msg = "This model knows no total counts; give `library_size`, one number or one per cell."
+                raise ValueError(msg)
+            return None
+        if not self.largest:
+            return _check_totals(library_size, n_cells)
+        if not isinstance(library_size, Mapping):
+            names = ", ".join(self.largest)
+            msg = f"`library_size` must map modalities ({names}) to numbers, but found {library_size!r:.60}."
+            raise TypeError(msg)
+        totals = np.full((n_cells, len(self.largest)), np.nan, dtype=np.float32)
+        for name, sizes in library_size.items():
+            if name not in self.largest:
+                msg = f"`library_size` names the modality {name!r}. {known_names(name, list(self.largest))}"
+                raise ValueError(msg)
+            most = min(self.largest[name] - 1, LARGEST_COUNT)  # of features that are 0 or 1, some must be 0
+            totals[:, list(self.largest).index(name)] = _check_totals(sizes, n_cells, f"library_size[{name!r}]", most)
+        return totals
 
     def warn_outside_training(self, codes: np.ndarray, are_judged: np.ndarray, totals: np.ndarray | None) -> list[str]:
         """Warn about conditions ``(n, columns)`` and totals beyond the training cells; list them for the provenance.
@@ -340,7 +360,6 @@ class CellGenerator:
             lacking=None if request.lacking is None else request.lacking.of(asked),
         )
         x = rows_of(module.redraw_empty(sample, generators), sparse=module.has_zeros(sampling.output))
-        check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
         return x, codes[:n_wanted]
 
     def _predict_block(
@@ -378,10 +397,28 @@ class CellGenerator:
 
         values = module.redraw_empty(predict, generators)
         rows = rows_of(values, sparse=module.has_zeros(sampling.output))
-        check_finite(rows)
         if request.group is None:
             return rows, None
         return rows, sum_profiles(module, request.group[positions[:n_wanted]], x[:n_wanted], values, sampling.output)
+
+
+def _check_totals(
+    library_size: Any, n_cells: int, name: str = "library_size", most: float = LARGEST_COUNT
+) -> np.ndarray:
+    """Return one total per cell."""
+    try:
+        totals = np.asarray(library_size, dtype=float)
+    except (OverflowError, TypeError, ValueError) as error:
+        msg = f"`{name}` must be one number or one per cell, but found {library_size!r:.60}."
+        raise TypeError(msg) from error
+    if totals.shape not in ((), (n_cells,)):
+        msg = f"`{name}` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
+        raise ValueError(msg)
+    is_allowed = (totals >= 1) & (totals <= most)
+    if not is_allowed.all():
+        msg = f"`{name}` must be at least 1 and at most {most:,}, but found {totals[~is_allowed][0]}."
+        raise ValueError(msg)
+    return np.broadcast_to(totals.astype(np.float32), n_cells)
 
 
 def in_parallel(

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 def rows_of(values: Tensor, *, sparse: bool) -> Rows:
-    """Copy cells ``(cells, genes)`` to the host; if sparse, only their non-zero values."""
+    """Copy cells ``(cells, genes)`` to the host; if sparse, only their non-zero values. All must be finite."""
     values = values.float()
     if not sparse:
-        return _to_host(values)
+        check_finite(dense := _to_host(values))
+        return dense
     n_genes = values.shape[1]
     found = values != 0
     flat = found.flatten().nonzero().view(-1)
     data, columns, counts = (_to_host(part) for part in (values.flatten()[flat], (flat % n_genes).int(), found.sum(1)))
+    check_finite(data)
     matrix = sp.csr_matrix((data, columns, np.cumsum([0, *counts])), shape=values.shape)
     matrix.has_canonical_format = True
     return matrix
@@ -38,15 +40,15 @@ def _to_host(values: Tensor) -> np.ndarray:
     return pinned.numpy().copy()  # so that pinned memory is used again
 
 
-def check_finite(rows: Rows) -> None:
-    """Raise if any value of cells ``(cells, genes)`` is not finite.
+def check_finite(values: np.ndarray) -> None:
+    """Raise if any value of cells is not finite.
 
     Raises
     ------
     FloatingPointError
         For values that are NaN or infinite.
     """
-    if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
+    if not np.isfinite(values).all():
         msg = (
             "Sampling diverged: the generated values are not finite. Try more steps, another sampler or less guidance. "
             "If that does not help, the model itself has diverged: train again with a lower learning rate."

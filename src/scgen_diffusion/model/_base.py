@@ -1040,7 +1040,7 @@ class DiffusionModel(BaseModelClass):
         check_batch_size(batch_size)
         respect_thread_limit()
         self._check_ready_to_generate()
-        engine, seed = self._engine, resolve_seed(seed)
+        engine, seed, sampler = self._engine, resolve_seed(seed), self.default_sampler if sampler is None else sampler
         sampling = engine.sampling(sampler, n_steps, guidance_scale, self._output(counts))
         engine.check_sampler(sampling)
         condition = engine.conditions.as_table(condition)
@@ -1140,7 +1140,6 @@ class DiffusionModel(BaseModelClass):
             module=self.module,
             conditions=self.conditions,
             name=type(self).__name__,
-            default_sampler=self.default_sampler,
             n_genes=len(self.var_),
             largest={
                 name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf

@@ -227,7 +227,6 @@ class AutoencoderModel(DiffusionModel):
         for tensors, generators in self._batches(adata, indices, batch_size, seed):
             decoded = self._reconstruct(tensors[REGISTRY_KEYS.X_KEY], generators if sample else None)
             values.append(rows_of(decoded, sparse=not keep_dense))
-            check_finite(values[-1])
         stacked = stack_rows(values)
         obs = drop_unused_categories(source.obs.iloc[row_numbers(indices, source.n_obs)])
         kind = {"reconstruction": "sampled" if sample else "mean", "values": self._outputs[0]}
