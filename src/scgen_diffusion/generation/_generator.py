@@ -119,7 +119,7 @@ class CellGenerator:
         Returns
         -------
         numpy.ndarray or None
-            Totals ``(cells,)``; with several modalities ``(cells, modalities)``, NaN for totals to draw. None: draw all.
+            Totals ``(cells,)``; of several modalities ``(cells, modalities)``, NaN for those to draw. None: draw all.
         """
         if output != "counts":
             if library_size is not None:
