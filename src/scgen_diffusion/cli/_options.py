@@ -96,8 +96,8 @@ def command(name: str, short_help: str, *params: click.Parameter, **kwargs: Any)
 
     def decorate(function: Callable[..., None]) -> click.Command:
         def run(**options: Any) -> None:
-            values = {key: list(each) if isinstance(each, tuple) else each for key, each in options.items()}
-            given: dict[str, Any] = {key: each for key, each in values.items() if each not in (None, [])}
+            given = {key: each for key, each in options.items() if each is not None and each != ()}
+            given = {key: list(each) if isinstance(each, tuple) else each for key, each in given.items()}
             terminal = Terminal(quiet=given.pop("quiet", False), verbose=given.pop("verbose", False))
             with terminal.at_work():
                 function(terminal, **given)
