@@ -7,6 +7,7 @@ import functools
 import gc
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -184,6 +185,27 @@ def same_cells(one, other):
     """Return whether cells have the same values and the same conditions."""
     is_same = (one.X != other.X).nnz == 0 if sp.issparse(one.X) else np.array_equal(one.X, other.X)
     return is_same and one.obs.astype(str).equals(other.obs.astype(str))
+
+
+def read_cells(path):
+    """Return the cells of a .h5ad or .zarr."""
+    return (anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad)(path)
+
+
+def contents(folder):
+    """Return all files below a folder, and what they hold."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def full_disk(n_bytes=10_000):
+    """Let no file grow further, as on a disk that is full; pytest's own log neither, so only for a moment."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class Canary:

@@ -113,7 +113,9 @@ def refuse(error, words, adata, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"sets": "gene"}, TypeError, "set_condition_keys"),
+        ({"categorical": "dose"}, TypeError, "condition_keys"),
+        ({"continuous": {"dose", "age"}}, TypeError, "continuous_condition_keys"),
+        *(({"sets": names}, TypeError, "set_condition_keys") for names in ("gene", [1])),
         ({"continuous": "dose"}, TypeError, "continuous_condition_keys"),
         ({"controls": "ctrl"}, TypeError, "control_values"),
         ({"embeddings": TABLE}, TypeError, "condition_embeddings"),
@@ -161,6 +163,8 @@ def test_tables_that_do_not_fit_are_refused(adata, kind, name, table, error, wor
     ("kind", "name", "values"),
     [
         ("categorical", "type", pd.cut(np.arange(N), 3)),  # intervals could not be saved
+        ("categorical", "type", pd.date_range("2020-01-01", periods=N)),
+        *(("categorical", "type", values * 6) for values in (["a", 1], [True, 1.5], [1j, 2j])),
         ("continuous", "dose", [np.nan, *[1.0] * (N - 1)]),
         ("continuous", "dose", [np.inf, *[1.0] * (N - 1)]),
         ("continuous", "dose", [2.0] * N),

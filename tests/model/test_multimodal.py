@@ -273,19 +273,6 @@ def test_arrays_are_conditions_of_all_modalities(tiny, quick):
     assert model.generate(condition=mdata[:3], seed=0, n_steps=1).n_obs == 3
 
 
-def test_likelihoods_and_layers_can_be_chosen(tiny):
-    mdata = make_mudata()
-    rna = mdata["rna"]
-    rna.layers["counts"], rna.X = rna.X.copy(), rna.X.log1p()
-    modalities = {"rna": None, "atac": "negative_binomial"}  # by default "bernoulli"
-
-    model = make_model(tiny, mdata, {"modalities": modalities, "layers": {"rna": "counts"}})
-
-    assert {m.likelihood for m in model.modalities.values()} == {"negative_binomial"}
-    assert list(model.modalities) == ["rna", "atac"]
-    assert model.adata.obsm["_scgen_expression"].max() == rna.layers["counts"].max()
-
-
 def make_treated(seed=0):
     """Build cells of which half are treated; treatment moves a feature of rna and a protein."""
     mdata = make_mudata(seed)

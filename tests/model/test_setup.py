@@ -48,21 +48,6 @@ def test_bad_cells_are_refused_at_registration(make_cells, spoil, error, words):
         SCLDM.setup_anndata(adata, condition_keys=["cell_type", "dose"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ({"batch_key": "donor"}, TypeError, "batch_key"),
-        ({"condition_keys": "dose"}, TypeError, "condition_keys"),
-        ({"continuous_condition_keys": {"dose", "age"}}, TypeError, "continuous_condition_keys"),
-        ({"set_condition_keys": [1]}, TypeError, "set_condition_keys"),
-    ],
-)
-@pytest.mark.parametrize("cls", [SCLDM, SCRDIT])
-def test_wrong_arguments_are_named(make_cells, cls, arguments, error, words):
-    with pytest.raises(error, match=words):
-        cls.setup_anndata(make_cells(), **arguments)
-
-
 def test_values_that_do_not_fit_the_model_and_cells_without_a_setup_are_refused(make_cells, tiny):
     with pytest.raises(ValueError, match="values"):
         SCLDM.setup_anndata(make_cells(), values="raw")
@@ -71,23 +56,6 @@ def test_values_that_do_not_fit_the_model_and_cells_without_a_setup_are_refused(
     SCLDM.setup_anndata(adata := make_cells(values="log1p"), values="log1p")
     with pytest.raises(ValueError, match="likelihood"):
         SCLDM(adata, **tiny)
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        (["a", 1], "bad"),
-        ([True, 1.5], "bad"),
-        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "bad"),
-        ([1j, 2j], "bad"),
-    ],
-)
-def test_values_that_are_no_classes_are_refused(make_cells, values, words):
-    adata = make_cells()
-    adata.obs["bad"] = pd.Series(list(values) * 48, index=adata.obs_names, dtype=getattr(values, "dtype", object))
-
-    with pytest.raises(ValueError, match=words):
-        SCLDM.setup_anndata(adata, condition_keys=["bad"])
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "boolean", "string", "category"])
