@@ -280,7 +280,7 @@ def make_trained():
     return _make_trained
 
 
-@pytest.fixture(scope="session", **_by_name(SCLDM, SCRDIT, WBDIT))
+@pytest.fixture(scope="session", **_by_name(SCLDM, SCRDIT, WBDIT, SCMDM))
 def any_class(request):
     """Return each model of one modality in turn."""
     return request.param

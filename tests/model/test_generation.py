@@ -19,7 +19,7 @@ from scgen_diffusion.model import SCLDM, SCMDM, SCRDIT, WBDIT
 @pytest.mark.parametrize("counts", [True, None])
 def test_cells_come_back_sparse_and_named(trained_any, counts):
     cells = trained_any.generate(60, seed=0, counts=counts)
-    of_counts = counts or type(trained_any) is SCLDM
+    of_counts = counts or type(trained_any) in (SCLDM, SCMDM)
 
     assert cells.shape == (60, 12)
     assert cells.X.format == "csr"
@@ -71,6 +71,7 @@ DIFFUSION_SAMPLERS = ["dpm_solver_3m", "dpm_solver", "ddim", "ddpm", DDIMSampler
     [
         *((SCLDM, sampler) for sampler in FLOW_SAMPLERS),
         *((cls, sampler) for cls in (SCRDIT, WBDIT) for sampler in DIFFUSION_SAMPLERS),
+        (SCMDM, None),
     ],
     ids=str,
 )

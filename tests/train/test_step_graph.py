@@ -15,8 +15,8 @@ from builders import seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from scgen_diffusion.model import SCLDM
-from scgen_diffusion.module import _negative_binomial as likelihoods
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.module import _likelihoods as likelihoods
 from scgen_diffusion.module._autoencoder import Encoder
 from scgen_diffusion.train import _plans as plans
 from scgen_diffusion.train import _step_graph as graphs
@@ -96,7 +96,9 @@ def fit(model, max_epochs=2, **options):
 def train(any_class, make_model, make_cells):
     """Train a small model, the same way every time; the last batch of a pass has another size than the others."""
 
-    parts = {} if any_class is SCLDM else {"target": "noise"}  # so that the loss depends on the noise from the start
+    parts = (
+        {"target": "noise"} if any_class in (SCRDIT, WBDIT) else {}
+    )  # so that the loss depends on the noise from the start
 
     def run(**options):
         torch.manual_seed(0)
