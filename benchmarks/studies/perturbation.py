@@ -229,10 +229,10 @@ def latent_arithmetic(trained: Trained) -> ad.AnnData:
         if min(len(before), len(after)) > 1:
             changes.append(after.mean(axis=0) - before.mean(axis=0))
     moved = latents[case.train.obs_names.isin(case.control.obs_names)] + np.mean(changes, axis=0)
-    totals = torch.from_numpy(np.asarray(case.control.X.sum(axis=1))).ravel()
+    totals = torch.from_numpy(np.asarray(case.control.X.sum(axis=1)))
     z = torch.from_numpy(moved).view(-1, *model.module.latent_shape)
     with torch.inference_mode():
-        counts = model.module.draw_cells(z, totals, Generators(trained.seed, range(len(z))))
+        counts = model.module.draw_cells(model.module.generative(z, totals), Generators(trained.seed, range(len(z))))
     return case.cells(PERTURBED, counts.numpy())
 
 
