@@ -60,4 +60,6 @@ def test_tables_of_options_name_the_defaults(page, section, options):
 
 def test_table_of_samplers_names_their_steps():
     rows = re.findall(r"^\| `\"(\w+)\"` \|.*\| ([\d,]+) \|$", text_of("scrdit_mathematics.md"), re.MULTILINE)
-    assert {name: int(n.replace(",", "")) for name, n in rows} == {name: s.default_n_steps for name, s in SAMPLERS.items()}
+    assert {name: int(n.replace(",", "")) for name, n in rows} == {
+        name: s.default_n_steps for name, s in SAMPLERS.items()
+    }
