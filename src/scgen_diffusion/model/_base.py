@@ -455,8 +455,8 @@ class DiffusionModel(BaseModelClass):
         Press Ctrl-C to stop and keep the weights. After an error, the model is as it was before the stage.
         ``cut_short_`` names the stages that were stopped, also in a saved model.
 
-        Each stage shows a progress bar, or in a log file a line now and then; one line at the end has the epochs, the
-        validation losses and the minutes. ``enable_progress_bar=False`` switches all this off.
+        A progress bar has the time left of all stages; a log file gets a line now and then. One line at the end has the
+        epochs, the validation losses and the minutes. ``enable_progress_bar=False`` switches all this off.
 
         Parameters
         ----------
