@@ -1,7 +1,5 @@
 """Builders that all tests share: small count data, small models, and one model trained once per session."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import gc

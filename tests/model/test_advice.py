@@ -1,7 +1,5 @@
 """Methods of scvi-tools: each works, or says what to use."""
 
-from __future__ import annotations
-
 from inspect import isroutine
 
 import pytest

@@ -1,7 +1,5 @@
 """Models that train on cells in files: the same statistics as in memory, and all that a trained model can do."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from types import SimpleNamespace
 

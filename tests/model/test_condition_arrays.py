@@ -1,7 +1,5 @@
 """Arrays of ``obsm`` as conditions: positions and the like, from registration to files of generated cells."""
 
-from __future__ import annotations
-
 import anndata
 import numpy as np
 import pandas as pd

@@ -1,7 +1,5 @@
 """Numbers, sets and known embeddings as conditions, from registration to a model loaded without cells."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """``predict_perturbation`` of SCLDM: the counterparts of given cells, and what they do and do not depend on."""
 
-from __future__ import annotations
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -45,7 +43,7 @@ def test_another_condition_changes_cells_and_guidance_changes_them_more(trained)
 
 
 def test_rows_names_and_obs_are_those_of_the_control_cells(trained):
-    given = trained.adata[[7, 3, 90]].copy()
+    given, before = (trained.adata[[7, 3, 90]].copy() for _ in range(2))
 
     cells = trained.predict_perturbation(given, condition={"cell_type": "NK"}, seed=0)
 
@@ -56,6 +54,7 @@ def test_rows_names_and_obs_are_those_of_the_control_cells(trained):
     for kept, key in (("cell_type_of_control", "cell_type"), ("dose", "dose"), ("treated", "treated")):
         assert cells.obs[kept].tolist() == given.obs[key].tolist()
     assert list(given.obs) == ["cell_type", "dose", "treated"]  # given cells stay as they were
+    assert (list(given.uns), list(given.obsm)) == (list(before.uns), list(before.obsm))
     for other in ({"seed": 1}, {"condition": {"dose": 1}}, {"keep_residuals": False}):
         others = trained.predict_perturbation(given, **{"condition": {"cell_type": "NK"}, "seed": 0, **other})
         assert not set(cells.obs_names) & set(others.obs_names), other

@@ -1,7 +1,5 @@
 """Models that failed: signs that are warned of, and errors instead of cells that look like some."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

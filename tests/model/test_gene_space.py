@@ -1,7 +1,5 @@
 """Gene-space models: options, training, what comes out, and what it does and does not depend on."""
 
-from __future__ import annotations
-
 import anndata
 import numpy as np
 import pandas as pd

@@ -1,7 +1,5 @@
 """Latents, reconstructions, likelihoods, normalised expression and posterior predictive samples of given cells."""
 
-from __future__ import annotations
-
 from inspect import signature
 
 import anndata

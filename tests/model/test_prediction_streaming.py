@@ -1,7 +1,5 @@
 """``predict_perturbation_to``: predictions of ``predict_perturbation`` in a file, of cells in memory or files."""
 
-from __future__ import annotations
-
 import anndata
 import numpy as np
 import pandas as pd

@@ -1,7 +1,5 @@
 """Fine-tuning: a model learns new cells, and keeps what its reference knew."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Saving and loading: whole, safe, in scvi-tools' own layout, and enough to generate in a fresh process."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import io

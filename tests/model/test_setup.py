@@ -1,7 +1,5 @@
 """Registering cells and constructing models: bad input is refused before training starts."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,15 +56,6 @@ def test_values_that_do_not_fit_the_model_and_cells_without_a_setup_are_refused(
         SCLDM(adata, **tiny)
 
 
-@pytest.mark.parametrize("dtype", ["Int64", "boolean", "string", "category"])
-def test_nullable_columns_without_gaps_are_conditions(make_cells, tiny, dtype):
-    adata = make_cells()
-    adata.obs["treated"] = adata.obs["treated"].astype("Int64").astype(dtype)
-    SCLDM.setup_anndata(adata, condition_keys=["treated"])
-
-    assert len(SCLDM(adata, **tiny).conditions.categories["treated"]) == 2
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -103,18 +92,6 @@ def test_the_same_cells_can_be_set_up_for_a_second_model(make_cells, make_model,
         key = model.conditions.keys[0]
         n_cells = model.conditions.n_cells
         assert sorted(n_cells) == sorted(adata.obs[key].value_counts().loc[lambda n: n > 0])
-
-
-def test_cells_given_to_a_method_stay_as_they_are(trained, make_cells):
-    cells = make_cells(seed=1)
-    before = cells.copy()
-
-    trained.predict_perturbation(cells, {"dose": 10}, seed=0)
-    trained.get_latent_representation(cells)
-
-    assert (list(cells.uns), list(cells.obsm)) == (list(before.uns), list(before.obsm))
-    pd.testing.assert_frame_equal(cells.obs, before.obs)
-    assert trained.get_anndata_manager(cells) is None
 
 
 def test_cells_whose_conditions_were_changed_are_refused(make_cells, make_model, quick):

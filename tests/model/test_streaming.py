@@ -1,7 +1,5 @@
 """``generate_to``: the cells of ``generate`` in a file, from any number of processes and after any number of kills."""
 
-from __future__ import annotations
-
 import shutil
 
 import anndata

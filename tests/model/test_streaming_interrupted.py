@@ -1,7 +1,5 @@
 """``generate_to`` that is killed, resumed, shared by two processes, out of space, or asked for something else."""
 
-from __future__ import annotations
-
 import multiprocessing
 import random
 import signal

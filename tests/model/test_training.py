@@ -1,7 +1,5 @@
 """Training: both stages, their length, interruption and resumption."""
 
-from __future__ import annotations
-
 import signal
 import warnings
 

@@ -1,7 +1,5 @@
 """What ``train`` refuses, before the first stage starts: a refused or failed call changes nothing."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Cells without a label: they train the model, are shown as dropped conditions, and are no class."""
 
-from __future__ import annotations
-
 import mudata
 import numpy as np
 import pandas as pd

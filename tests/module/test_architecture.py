@@ -1,7 +1,5 @@
 """Options of architectures: what is published, and what is refused before anything is built."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, fields
 
 import pytest

@@ -1,7 +1,5 @@
 """Totals that follow from features of a cell: likelihood, quantiles, and what a head learns."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from scipy import stats

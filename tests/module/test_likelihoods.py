@@ -1,7 +1,5 @@
 """Likelihoods against scipy, finite differences and their own samples; zeros and ones, and several modalities."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -50,6 +48,13 @@ def mixture_logpmf(counts, mu, theta, outliers):
     return np.logaddexp(np.log1p(-p) + nb_logpmf(counts, mu, theta), np.log(p) + nb_logpmf(counts - 1, b, theta_b))
 
 
+@pytest.fixture(params=["nonzero", "all"])
+def _entries(request, monkeypatch):
+    """Compute with the counts above zero only, as on a CPU, and with all."""
+    if request.param == "all":
+        monkeypatch.setattr(Entries, "of_matrix", lambda counts: Entries(counts, counts))
+
+
 @pytest.fixture
 def case():
     rng = np.random.default_rng(0)
@@ -60,12 +65,10 @@ def case():
     return counts, mu, theta
 
 
-@pytest.mark.parametrize("entries", ["nonzero", "all"])
 @pytest.mark.parametrize("with_outliers", [False, True])
 @pytest.mark.parametrize("per_cell", [False, True])
-def test_the_log_likelihood_is_that_of_scipy(case, with_outliers, per_cell, entries, monkeypatch):
-    if entries == "all":
-        monkeypatch.setattr(Entries, "of_matrix", lambda counts: Entries(counts, counts))
+@pytest.mark.usefixtures("_entries")
+def test_the_log_likelihood_is_that_of_scipy(case, with_outliers, per_cell):
     (counts, mu, theta), outliers = case, outliers_of(7, **COMMON) if with_outliers else None
     theta = theta if per_cell else theta[0]
     arguments = (torch.from_numpy(a) for a in (counts, np.log(mu), np.log(theta)))
@@ -250,13 +253,11 @@ def value_and_gradients(case, outliers, **options):
     return value.detach(), torch.autograd.grad((weights * value).sum(), learned, **options)
 
 
-@pytest.mark.parametrize("entries", ["nonzero", "all"])
 @pytest.mark.parametrize("with_outliers", [False, True])
 @pytest.mark.parametrize("per_cell", [False, True])
 @pytest.mark.parametrize("largest", [2, N_TABULATED, 40, 3000])
-def test_the_gradient_is_that_of_finite_differences(monkeypatch, largest, per_cell, with_outliers, entries):
-    if entries == "all":
-        monkeypatch.setattr(Entries, "of_matrix", lambda counts: Entries(counts, counts))
+@pytest.mark.usefixtures("_entries")
+def test_the_gradient_is_that_of_finite_differences(largest, per_cell, with_outliers):
     counts, *inputs = draw_case(per_cell=per_cell, largest=largest)
     outliers = outliers_of(N_GENES, log_odds=-1.0) if with_outliers else None
     extra = tuple(outliers.parameters())[:-1] if outliers else ()
@@ -281,10 +282,8 @@ def test_float32_has_digits_left_where_counts_are_hardly_dispersed(log_theta):
     torch.testing.assert_close(slope.double(), expected[1], rtol=2e-6 if log_theta > 6.95 else 1e-2, atol=0)
 
 
-@pytest.mark.parametrize("entries", ["nonzero", "all"])
-def test_means_leave_no_count_to_outliers_whose_responsibilities_have_no_weight(monkeypatch, entries):
-    if entries == "all":
-        monkeypatch.setattr(Entries, "of_matrix", lambda counts: Entries(counts, counts))
+@pytest.mark.usefixtures("_entries")
+def test_means_leave_no_count_to_outliers_whose_responsibilities_have_no_weight(monkeypatch):
     (counts, log_mean, log_theta), outliers = draw_case(), outliers_of(N_GENES, log_odds=-1.0)
     apart = log_mean.detach().clone().requires_grad_()  # the probability of an outlier depends on the mean, too
     odds = outliers.log_odds_at(apart)

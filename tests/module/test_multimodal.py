@@ -1,7 +1,5 @@
 """The module of cells with several modalities: who says what about the latent, and about library sizes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The module of profiles: encoding and decoding, losses of every part, counts from profiles."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from builders import TINY_GENE_SPACE

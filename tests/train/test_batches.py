@@ -1,7 +1,5 @@
 """What a stage reads: which cells are in which batch, caches of latents, and cells in the device's memory."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,16 +131,6 @@ def attached(data, device="cpu"):
     stage = SimpleNamespace(seed=0, n_epochs_done=0, recipe=recipe)
     data.trainer = SimpleNamespace(lightning_module=stage, strategy=strategy, global_rank=0, world_size=1)
     return data
-
-
-def test_written_values_are_read_back(cache):
-    picked = [24, 0, 13, 13]
-
-    found = cache[picked]
-
-    for name, array in rows().items():
-        assert found[name].dtype == array.dtype
-        assert torch.equal(found[name], array[picked])
 
 
 def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validation_loader_does_not(cache):

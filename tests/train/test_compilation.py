@@ -3,8 +3,6 @@
 A backend that runs the graph as it is suffices to count graphs and to compare; making kernels of them takes minutes.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch._dynamo.utils import counters

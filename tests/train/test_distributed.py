@@ -1,7 +1,5 @@
 """Several processes train one model: each takes its share of an epoch, and all end with the same weights."""
 
-from __future__ import annotations
-
 import os
 import signal
 

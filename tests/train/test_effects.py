@@ -1,7 +1,5 @@
 """What classes do to genes is learned from sums of counts: at the start, of rare classes, and where none has them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

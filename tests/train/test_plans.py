@@ -1,9 +1,5 @@
 """Plans train the right parameters, with random numbers that follow from seed and epoch."""
 
-from __future__ import annotations
-
-from functools import partial
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -96,20 +92,6 @@ def test_the_prior_learns_from_draws_of_the_posteriors(module, monkeypatch):
     PriorPlan(module, PriorRecipe(), seed=0).compute_losses(batch, seeded_generator(), training=True)
 
     assert [seen[0].mean().item(), seen[0].std().item()] == pytest.approx([7, 2], abs=0.2)
-
-
-def test_the_averaged_weights_move_after_every_step_of_the_prior(module, monkeypatch):
-    plan = attached(PriorPlan(module, PriorRecipe(), seed=0))
-    fill = partial(nn.init.constant_, module.prior.project_in.weight)
-    monkeypatch.setattr(pl.LightningModule, "optimizer_step", lambda self, value: fill(value))
-    plan.on_train_start()
-    for value in (1.0, 2.0):
-        plan.optimizer_step(value)
-
-    averaged = module.averaged_prior.module.project_in.weight
-    assert (averaged > 1).all()
-    assert (averaged < 2.001).all()
-    assert module.averaged_prior.n_averaged == 2
 
 
 @pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])

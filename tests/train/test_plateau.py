@@ -1,7 +1,5 @@
 """The learning rate falls when the validation loss no longer does, and training ends after the third plateau."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """How long a stage trains follows from the number of cells, and its learning rate from a schedule."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A training that is interrupted resumes from its last checkpoint, and ends as if nothing had happened."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

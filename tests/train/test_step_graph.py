@@ -5,8 +5,6 @@ runs the operators again and writes their results where the recorded ones are. A
 nor new tensors, and an operator whose result the host has to look at cannot be recorded.
 """
 
-from __future__ import annotations
-
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -96,9 +94,8 @@ def fit(model, max_epochs=2, **options):
 def train(any_class, make_model, make_cells):
     """Train a small model, the same way every time; the last batch of a pass has another size than the others."""
 
-    parts = (
-        {"target": "noise"} if any_class in (SCRDIT, WBDIT) else {}
-    )  # so that the loss depends on the noise from the start
+    # so that the loss depends on the noise from the start
+    parts = {"target": "noise"} if any_class in (SCRDIT, WBDIT) else {}
 
     def run(**options):
         torch.manual_seed(0)
