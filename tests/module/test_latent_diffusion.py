@@ -162,7 +162,7 @@ def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has():
 
 def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns():
     x = torch.poisson(torch.full((40, 9), 5.0), generator=torch.Generator().manual_seed(0))
-    module, batch = build(), {REGISTRY_KEYS.X_KEY: x, CONDITIONS: torch.arange(40)[:, None] % 2}
+    module, batch = build((2,)), {REGISTRY_KEYS.X_KEY: x, CONDITIONS: torch.arange(40)[:, None] % 2}
     torch.nn.init.normal_(module.condition_effects.loadings.weight)
 
     def loss_and_gradients(**loss_kwargs):
