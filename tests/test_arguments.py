@@ -33,13 +33,6 @@ def test_numbers_are_those_that_a_float_can_hold():
 CELL_TYPES = ["CD14+ Mono", "Platelet", "CD8 T", "FCGR3A+ Mono", "NK", "B"]
 
 
-@pytest.mark.parametrize(
-    ("name", "closest"),
-    [
-        ("b", "B"),
-        ("platlet", "Platelet"),
-        ("CD14 MONO", "CD14+ Mono"),
-    ],
-)
+@pytest.mark.parametrize(("name", "closest"), [("b", "B"), ("platlet", "Platelet"), ("CD14 MONO", "CD14+ Mono")])
 def test_the_closest_name_comes_first_whatever_its_case(name, closest):
     assert known_names(name, CELL_TYPES).startswith(f"Known, closest first: {closest!r}, ")

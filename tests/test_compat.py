@@ -13,11 +13,7 @@ from scgen_diffusion import _compat
 ROOT = Path(scgen_diffusion.__file__).parent
 
 
-HOOKS = {
-    "_get_init_params",
-    "_get_setup_method_args",
-    "_load_from_state_dict",
-}
+HOOKS = {"_get_init_params", "_get_setup_method_args", "_load_from_state_dict"}
 
 
 def test_private_names_of_other_libraries_are_in_one_file():

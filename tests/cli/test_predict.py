@@ -91,12 +91,7 @@ def test_options_of_predict_reach_their_arguments(call, folder, cells, tmp_path,
     assert code == 0, err
     is_chosen = cells.obs["cell_type"].isin(["NK", "rare"]) & (cells.obs["dose"] == 1)
     assert asked.pop("adata_control").obs_names.equals(cells.obs_names[is_chosen])
-    assert asked == {
-        "condition": {"dose": 10},
-        "method": "inversion",
-        "library_size": 500,
-        "seed": 0,
-    }
+    assert asked == {"condition": {"dose": 10}, "method": "inversion", "library_size": 500, "seed": 0}
 
 
 def test_of_the_other_cells_no_label_is_needed(call, refused, folder, cells, expected, tmp_path):

@@ -42,15 +42,6 @@ def test_rows_are_read_as_they_were_written_with_columns_in_the_requested_order(
     assert np.array_equal(dense(matrix[100:200]), expected[100:])
 
 
-def test_several_matrices_are_read_as_one(element):
-    joined = JoinedMatrix([FileMatrix(element, "x"), FileMatrix(element, "x"), FileMatrix(element, "x")])
-    rows = np.array([0, 119, 120, 121, 358, 359])
-
-    assert joined.shape == (360, 6)
-    assert np.array_equal(dense(joined.read(rows)), X[rows % 120])
-    assert np.array_equal(dense(joined.read(rows[2:4])), X[:2])
-
-
 def test_the_parts_in_which_a_file_is_stored_are_known(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as root:
         write_elem(root, "whole", X)

@@ -6,15 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.data import (
-    CategoricalKey,
-    ContinuousKey,
-    SetKey,
-    have_labels,
-    mark_occurring,
-    recode,
-    to_plain,
-)
+from scgen_diffusion.data import CategoricalKey, ContinuousKey, SetKey, have_labels, mark_occurring, recode, to_plain
 from scgen_diffusion.data._condition_keys import key_from_state
 
 MEMBERS = ["A", "B", "C", "D"]

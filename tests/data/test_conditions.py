@@ -283,14 +283,6 @@ def test_columns_lie_side_by_side(mixed):
     assert mixed.describe(codes[0]) == "c='y', p='B'"
 
 
-def test_open_keys_are_drawn_given_the_others(mixed):
-    obs = mixed.to_obs(mixed.fill(mixed.encode({"d": 7.5}, 1000), evenly(1000)), pd.RangeIndex(1000))
-
-    assert set(obs["d"]) == {7.5}
-    assert (obs["c"] == "y").mean() == pytest.approx(4 / 7, abs=2e-3)  # as of the nearest dose, 8
-    assert set(obs.loc[obs["c"] == "y", "p"]) == {"A"}
-
-
 def test_what_no_training_cell_has_is_named(mixed):
     codes = mixed.encode({"c": ["x", "y", "y"], "d": [0.0, 0.0, 8.0], "p": ["A+B", "A", "A"]}, None)
     assert [mixed.describe(row) for row in mixed.unseen(codes)] == ["c='y', d=0.0, p='A'"]

@@ -9,13 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scgen_diffusion.data import (
-    Modality,
-    build_mudata,
-    check_is_mudata,
-    check_same_features,
-    resolve_modalities,
-)
+from scgen_diffusion.data import Modality, build_mudata, check_is_mudata, check_same_features, resolve_modalities
 from scgen_diffusion.data._mudata import check_modalities, join_expression
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
@@ -64,7 +58,9 @@ def test_built_cells_are_paired_and_split_by_modality():
         assert part.obs["cell_type"].tolist() == ["B", "T"]
         assert part.obs["synthetic"].tolist() == [True, True]
         assert part.uns["scgen_diffusion"] == {"model": "SCLDM", "values": "log1p"}
-    assert built["prot"].uns["log1p"] == {}
+    assert built["prot"].uns["log1p"] == {}  # which tells scanpy that values are logarithms
+    built["prot"].var["new"] = 1
+    assert "new" not in variables["prot"]
 
 
 def test_modalities_may_be_left_out_listed_or_given_likelihoods_and_layers(mdata):

@@ -63,9 +63,7 @@ def test_arrays_of_numbers_come_back_with_dtype_and_shape(array):
 
 
 @pytest.mark.parametrize(
-    "value",
-    [np.array(["B cell", "Ä"]), np.array(["B cell", None], dtype=object), np.arange(3, dtype=">f4")],
-    ids=str,
+    "value", [np.array(["B cell", "Ä"]), np.array(["B cell", None], dtype=object), np.arange(3, dtype=">f4")], ids=str
 )
 def test_arrays_of_text_and_of_another_byte_order_are_kept(value):
     assert to_array(through_a_file(value)).tolist() == value.tolist()

@@ -85,13 +85,6 @@ def test_data_are_carried_over_one_by_one(inversion):
     assert torch.equal(few, inversion(own, new, x, generators=generators())[7:9])
 
 
-def test_no_steps_are_refused():
-    denoiser = denoiser_of(OWN, STD)
-
-    with pytest.raises(ValueError, match="`n_steps`"):
-        NoiseInversion()(denoiser, denoiser, normal_data(), n_steps=0, generators=generators())
-
-
 @pytest.mark.parametrize("path", [LinearInterpolant(), VariancePreserving()])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("n_steps", [1, 7])

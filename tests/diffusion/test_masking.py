@@ -5,14 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scgen_diffusion.diffusion import (
-    Denoiser,
-    Generators,
-    Masking,
-    UnmaskingInversion,
-    UnmaskingSampler,
-    with_masked,
-)
+from scgen_diffusion.diffusion import Denoiser, Generators, Masking, UnmaskingInversion, UnmaskingSampler, with_masked
 
 PATH = Masking()
 SHARES = torch.tensor([0.5, 0.3, 0.15, 0.05])

@@ -182,10 +182,7 @@ def test_measures_do_not_depend_on_the_batch_size_or_on_other_cells(opened, monk
     np.testing.assert_allclose(interpret.head_effects(opened, seed=0), effects, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["layer_statistics", "head_coding_rates", "head_loadings", "head_effects"],
-)
+@pytest.mark.parametrize("method", ["layer_statistics", "head_coding_rates", "head_loadings", "head_effects"])
 def test_the_seed_alone_decides(opened, method):
     one, same, other = (getattr(interpret, method)(opened, seed=seed) for seed in (1, 1, 2))
 

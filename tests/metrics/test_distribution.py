@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from scgen_diffusion.metrics import (
-    classifier_auc,
-    precision_recall_density_coverage,
-    squared_mmd,
-    wasserstein_2,
-)
+from scgen_diffusion.metrics import classifier_auc, precision_recall_density_coverage, squared_mmd, wasserstein_2
 from scgen_diffusion.metrics._distribution import median_squared_distance
 
 SHIFT = np.array([3.0, 4.0, 0, 0, 0])
@@ -19,18 +14,12 @@ def gaussian(n_cells, n_features=5, *, seed, shift=0.0, scale=1.0):
     return np.random.default_rng(seed).standard_normal((n_cells, n_features)) * scale + shift
 
 
-def test_w2_between_a_set_and_its_translation_is_the_length_of_the_shift():
+def test_w2_of_translations_multiples_and_unequal_numbers_is_known():
     values = gaussian(100, seed=0)
     assert wasserstein_2(values, values + SHIFT) == pytest.approx(5.0)
-
-
-def test_w2_between_a_centred_set_and_its_multiple_is_that_of_the_norms():
     # x -> s x is the gradient of a convex function, hence optimal: W2^2 = (s - 1)^2 E |x|^2
-    values = gaussian(80, seed=0)
     assert wasserstein_2(values, 3 * values) == pytest.approx(2 * np.sqrt((values**2).sum(axis=1).mean()))
-
-
-def test_w2_of_unequal_numbers_weighs_both_sets_the_same():
+    # both sets weigh the same
     assert wasserstein_2(np.zeros((2, 1)), np.array([[0.0], [0.0], [3.0], [3.0]])) == pytest.approx(np.sqrt(4.5))
 
 
@@ -104,9 +93,8 @@ def test_a_dropped_population_costs_recall_and_coverage_its_share():
 def test_equal_distributions_have_density_one_and_the_known_coverage():
     figures = precision_recall_density_coverage(gaussian(1000, seed=0), gaussian(1000, seed=1))
     assert figures["density"] == pytest.approx(1.0, abs=0.05)
-    assert figures["coverage"] == pytest.approx(
-        1 - 0.5**5, abs=0.02
-    )  # none of the five nearest of 2n points is synthetic
+    # none of the five nearest of 2n points is synthetic
+    assert figures["coverage"] == pytest.approx(1 - 0.5**5, abs=0.02)
 
 
 def test_a_ball_leaves_its_own_point_out():

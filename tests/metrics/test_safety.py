@@ -53,12 +53,6 @@ def test_new_real_cells_are_not_memorised():
     assert found["nearer_than_held_out"] == pytest.approx(0.01, abs=0.013)  # four standard errors of either share
 
 
-def test_copies_are_memorised():
-    train = points()
-    expected = {"dcr_ratio": 0, "nearer_than_held_out": 1, "near_copies": 1}
-    assert memorisation(train[::2], points(seed=1), train) == expected
-
-
 def test_a_few_copies_are_seen_by_the_share_and_not_by_the_median():
     train, synthetic = points(2_000), points(2_000, seed=1)
     before = memorisation(synthetic, points(2_000, seed=2), train)
@@ -104,14 +98,9 @@ def test_training_cells_with_a_twin_say_nothing_of_what_is_near():
     assert relative_nearness(np.ones((2, 2)), train[:1]).tolist() == [np.inf, np.inf]
 
 
-def test_held_out_cells_that_are_copies_leave_the_ratio_undefined():
-    train = points()
-    assert np.isnan(memorisation(points(seed=1), train, train)["dcr_ratio"])
-
-
-def test_a_few_copies_among_held_out_cells_leave_the_share_undefined():
-    rng = np.random.default_rng(0)
-    train, held_out = rng.normal(size=(200, 5)), rng.normal(size=(200, 5))
+def test_copies_among_held_out_cells_leave_the_ratio_or_the_share_undefined():
+    train, held_out = points(200), points(200, seed=1)
+    assert np.isnan(memorisation(points(seed=2), train, train)["dcr_ratio"])
     held_out[:4] = train[:4] + 1e-9  # equal but for rounding
     assert np.isnan(memorisation(train, held_out, train)["nearer_than_held_out"])
     assert memorisation(train, held_out[4:], train)["nearer_than_held_out"] == 1
@@ -156,12 +145,6 @@ def test_empty_cells_are_no_copies_but_duplicates_of_each_other():
 def test_genes_in_another_order_are_put_in_order():
     cells = AnnData(some_counts().astype(np.float32))
     assert copied_cells(cells[:, ::-1].copy(), cells) == 1
-
-
-def test_logarithms_cannot_be_copies_of_counts():
-    normalised = AnnData(np.log1p(some_counts()), uns={"log1p": {}})
-    assert np.isnan(copied_cells(normalised, some_counts()))
-    assert copied_cells(normalised, normalised) == 1
 
 
 def test_logarithms_of_another_precision_base_or_total_are_copies():

@@ -121,11 +121,7 @@ def test_cases_are_named_by_the_columns_that_differ(table):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "name"),
-    [
-        ({"n_top": 0}, ValueError, "n_top"),
-        ({"n_names": -1}, ValueError, "n_names"),
-    ],
+    ("options", "error", "name"), [({"n_top": 0}, ValueError, "n_top"), ({"n_names": -1}, ValueError, "n_names")]
 )
 def test_changes_that_cannot_be_drawn_are_refused(options, error, name):
     sets = {"real": REAL, "predicted": PREDICTED, "control": CONTROL}

@@ -77,11 +77,7 @@ def test_relative_loadings_are_centred_at_zero():
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"statistics": "sparsty"}, "statistics.*sparsity"),
-        ({"groups": ["NK"]}, "groups"),
-    ],
+    ("options", "name"), [({"statistics": "sparsty"}, "statistics.*sparsity"), ({"groups": ["NK"]}, "groups")]
 )
 def test_statistics_that_are_not_there_are_refused(options, name):
     with pytest.raises(ValueError, match=name):

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from anndata import AnnData
 
 from scgen_diffusion import datasets
 from scgen_diffusion.metrics import CATALOGUE, evaluate
@@ -196,20 +195,6 @@ def test_a_label_is_missing_if_its_share_is_below_a_quarter_and_chance_does_not_
     shares = {"all": (1, 1), "B": (real, synthetic), "T": (1 - real, 1 - synthetic)}
     rows.attrs["n_labelled"] = {label: tuple(round(s * n_cells) for s in both) for label, both in shares.items()}
     assert summary(rows).of_level("warning") == ["label_share of B"] * is_missing
-
-
-@pytest.mark.parametrize(("n_synthetic", "is_missing"), [(1500, True), (150, False)])
-def test_whether_a_rare_label_is_missing_is_judged_from_all_cells_not_from_those_that_are_drawn(
-    n_synthetic, is_missing
-):
-    def cells(seed, n_cells, n_rare):
-        labels = np.where(np.arange(n_cells) < n_rare, "rare", np.where(np.arange(n_cells) % 2, "B", "T"))
-        counts = np.random.default_rng(seed).poisson(5.0, (n_cells, 20)).astype(np.float32)
-        return AnnData(counts, obs=pd.DataFrame({"type": labels}, index=[f"{seed}-{row}" for row in range(n_cells)]))
-
-    options = {"groupby": "type", "metrics": ["precision", "recall", "group_share_difference"], "n_bootstrap": 0}
-    found = evaluate(cells(1, 1500, n_rare=12), cells(2, n_synthetic, n_rare=0), max_cells=100, n_repeats=1, **options)
-    assert ("label_share of rare" in summary(found).of_level("warning")) == is_missing
 
 
 def test_held_out_cells_that_are_training_cells_are_a_warning():
