@@ -241,3 +241,13 @@ def test_training_continues_where_it_ended(make_trained, make_cells, quick, valu
 
     changed = [name for name, tensor in model.module.state_dict().items() if not torch.equal(tensor, before[name])]
     assert all(name.startswith("averaged_network") for name in changed)
+
+
+def test_a_single_value_that_is_no_number_is_an_error(trained_gene_space, monkeypatch):
+    profiles = torch.ones(128, 12)
+    profiles[:, 3] = torch.nan
+    monkeypatch.setattr(trained_gene_space.module, "expected_profiles", lambda *_, **__: profiles.clone())
+
+    for counts in (False, True):
+        with pytest.raises(FloatingPointError):
+            trained_gene_space.generate(5, seed=0, counts=counts)

@@ -225,3 +225,48 @@ def test_labels_that_a_trained_model_forgets_are_unknown(saved_model, make_cells
     model.train_prior(1, **quick)
     with pytest.raises(ValueError, match="'NK' of 'cell_type'"):
         model.generate(1, {"cell_type": "NK"})
+
+
+DIVERGES = {"learning_rate": 1e300, "gradient_clip": 0}
+
+
+@pytest.mark.parametrize("max_epochs", [1, 2])  # after its last step, only the weights are no numbers
+def test_a_new_model_can_be_trained_after_its_training_diverged(make_model, either_class, quick, max_epochs):
+    model = make_model(cls=either_class)
+
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        model.train(max_epochs, plan_kwargs=DIVERGES, **{**quick, "batch_size": 128 if max_epochs == 1 else 32})
+    assert model.trained_stages_ == []
+
+    model.train(1, **quick)
+    assert model.generate(3, seed=0).n_obs == 3
+
+
+def test_a_trained_model_whose_training_diverges_is_as_before_this_stage(make_trained, quick):
+    model = make_trained()
+    before = model.generate(3, seed=0).X.toarray()
+
+    with pytest.raises(FloatingPointError, match="prior"):
+        model.train_prior(1, plan_kwargs=DIVERGES, **quick)
+    assert np.array_equal(model.generate(3, seed=0).X.toarray(), before)
+
+    with pytest.raises(FloatingPointError, match="prior"):
+        model.train(1, plan_kwargs={"prior": DIVERGES}, **quick)
+    assert model.trained_stages_ == ["autoencoder"]
+    assert all(weight.isfinite().all() for weight in model.module.parameters())
+
+
+def test_no_call_of_a_diverged_model_returns_cells(make_trained, tmp_path):
+    diverged = make_trained()
+    for parameter in diverged.module.parameters():  # as after a step along a gradient that was none
+        parameter.data.fill_(torch.nan)
+    calls = [
+        *(lambda name=name: diverged.generate(3, seed=0, sampler=name) for name in ("euler", "midpoint", "heun")),
+        lambda: diverged.generate_to(tmp_path / "cells.h5ad", 3, seed=0),
+        *(lambda sample=sample: diverged.get_reconstruction(sample=sample) for sample in (True, False)),
+        lambda: diverged.predict_perturbation(condition={"dose": 10}),
+    ]
+    for call in calls:
+        with pytest.raises(FloatingPointError, match="diverged"):
+            call()
+    assert not (tmp_path / "cells.h5ad").exists()

@@ -44,11 +44,10 @@ def make_cells(types=range(N_TYPES), conditions=("no", "yes"), seed=1):
     return anndata.AnnData(counts, obs=obs.astype("category"))
 
 
-def made(cells, setup=None, **options):
+def made(cells):
     cells = cells.copy()
-    defaults = {"condition_keys": ["cell_type", "drug"], "control_values": {"drug": "no"}}
-    SCLDM.setup_anndata(cells, **defaults | (setup or {}))
-    return SCLDM(cells, **SIZES, **options)
+    SCLDM.setup_anndata(cells, condition_keys=["cell_type", "drug"], control_values={"drug": "no"})
+    return SCLDM(cells, **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -141,15 +140,20 @@ def test_what_the_decoder_alone_shows_of_cells_never_seen_perturbed_gives_way(ma
     assert (cells("type 0", "yes", 0).X != cells("type 0", "yes", torch.inf).X).nnz == 0  # seen perturbed
 
 
+def with_flow_to(cells, model):
+    """Return a model of the same autoencoder, with a perturbation flow of its own."""
+    other, weights = made(cells), model.module.state_dict()
+    other.module.load_state_dict({name: w for name, w in weights.items() if not name.startswith("perturbation_flow.")})
+    other.trained_stages_ = ["autoencoder"]
+    other.train_perturbation_flow(1, **QUICK)
+    return other
+
+
 def test_a_null_effect_is_told_by_its_intervals(all_cells, model):
     """The drug does nothing, but half of the control cells are labelled treated."""
-    obs, weights = all_cells.obs, model.module.state_dict()
-    cells = all_cells[obs["drug"] == "no"].copy()
+    cells = all_cells[all_cells.obs["drug"] == "no"].copy()
     cells.obs["drug"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "yes", "no"))
-    model = made(cells[(cells.obs["cell_type"] != LEFT_OUT) | (cells.obs["drug"] == "no")])
-    model.module.load_state_dict({name: w for name, w in weights.items() if not name.startswith("perturbation_flow.")})
-    model.trained_stages_ = ["autoencoder"]
-    model.train_perturbation_flow(1, **QUICK)
+    model = with_flow_to(cells[(cells.obs["cell_type"] != LEFT_OUT) | (cells.obs["drug"] == "no")], model)
 
     with warnings.catch_warnings(action="ignore"):
         found = model.predict_perturbation(controls(model), TREATED, seed=0)
@@ -160,25 +164,19 @@ def test_a_null_effect_is_told_by_its_intervals(all_cells, model):
     assert support["support"].item() != "supported"
 
 
-def with_shuffled_genes(cells):
-    cells = cells.copy()
-    cells.X = cells.X[:, np.random.default_rng(0).permutation(N_GENES)]
-    return cells
-
-
 def test_shuffled_genes_are_unknown(model):
+    cells = controls(model)
+    cells.X = cells.X[:, np.random.default_rng(0).permutation(N_GENES)]
+
     with pytest.warns(UserWarning, match="is unknown"):
-        found = model.predict_perturbation(with_shuffled_genes(controls(model)), TREATED, seed=0)
+        found = model.predict_perturbation(cells, TREATED, seed=0)
 
     assert support_of(found)["support"].tolist() == ["unknown"]
 
 
 def test_an_effect_seen_in_one_type_has_no_intervals_in_others(model, all_cells):
-    obs, weights = all_cells.obs, model.module.state_dict()
-    model = made(all_cells[(obs["drug"] == "no") | (obs["cell_type"] == "type 0")])
-    model.module.load_state_dict({name: w for name, w in weights.items() if not name.startswith("perturbation_flow.")})
-    model.trained_stages_ = ["autoencoder"]
-    model.train_perturbation_flow(1, **QUICK)
+    is_seen = (all_cells.obs["drug"] == "no") | (all_cells.obs["cell_type"] == "type 0")
+    model = with_flow_to(all_cells[is_seen], model)
 
     with pytest.warns(UserWarning, match="is (unknown|extrapolated)"):
         found = model.predict_perturbation(controls(model), TREATED, seed=0)

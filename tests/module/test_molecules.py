@@ -5,13 +5,7 @@ import math
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import (
-    Denoiser,
-    Generators,
-    Masking,
-    UnmaskingSampler,
-    with_masked,
-)
+from scgen_diffusion.diffusion import Denoiser, Generators, Masking, UnmaskingSampler, with_masked
 from scgen_diffusion.module import MoleculeArchitecture, MoleculeModule
 from scgen_diffusion.module._molecules import MoleculeNetwork, summarise_molecules
 

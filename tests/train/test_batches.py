@@ -9,14 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgen_diffusion.perturbation import PerturbationGroup, perturbation_groups
-from scgen_diffusion.train import (
-    CellData,
-    EpochBatches,
-    LatentCache,
-    LatentData,
-    PerturbationFlowRecipe,
-    PriorRecipe,
-)
+from scgen_diffusion.train import CellData, EpochBatches, LatentCache, LatentData, PerturbationFlowRecipe, PriorRecipe
 from scgen_diffusion.train import _stage_data as cells_module
 from scgen_diffusion.train._initialise import standardise_latents
 from scgen_diffusion.train._perturbation_stage import GroupBatches

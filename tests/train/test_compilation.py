@@ -16,13 +16,7 @@ from scgen_diffusion.module import (
     SCLDMArchitecture,
     SCLDMModule,
 )
-from scgen_diffusion.train import (
-    DIFFUSION_RECIPES,
-    RECIPES,
-    AutoencoderPlan,
-    DiffusionPlan,
-    PriorPlan,
-)
+from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES, AutoencoderPlan, DiffusionPlan, PriorPlan
 from scgen_diffusion.train._plans import compile_for_training
 
 N_GENES, N_CLASSES = 40, 3
