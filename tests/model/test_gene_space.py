@@ -244,7 +244,7 @@ def test_training_continues_where_it_ended(make_trained, make_cells, quick, valu
 
 
 def test_a_single_value_that_is_no_number_is_an_error(trained_gene_space, monkeypatch):
-    profiles = torch.ones(128, 12)
+    profiles = torch.ones(16, 12)
     profiles[:, 3] = torch.nan
     monkeypatch.setattr(trained_gene_space.module, "expected_profiles", lambda *_, **__: profiles.clone())
 
