@@ -13,14 +13,11 @@ def test_a_count_comes_back_as_pythons_own(value):
     assert type(check_count("n_cells", value)) is int
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.0, np.float32(2), "2", None, True, [2]])
+BEYOND = [2**63, 10**400, -(2**63), np.uint64(2**64 - 1)]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, np.float32(2), "2", None, True, [2], *BEYOND], ids=lambda _: "")
 def test_an_invalid_count_raises_with_the_name_of_the_argument(value):
-    with pytest.raises(ValueError, match="`n_cells`"):
-        check_count("n_cells", value)
-
-
-@pytest.mark.parametrize("value", [2**63, 10**400, -(2**63), np.uint64(2**64 - 1)], ids=range(4))
-def test_a_count_beyond_its_type_raises_with_the_name_of_the_argument(value):
     with pytest.raises(ValueError, match="`n_cells`"):
         check_count("n_cells", value)
 

@@ -121,37 +121,25 @@ def raising(error):
     return work
 
 
-def test_work_that_ends_well_gives_zero(call_function):
-    assert call_function(lambda terminal: click.echo("done")) == (0, "done\n", "")
-
-
 def test_what_our_checks_refuse_is_a_wrong_request(call_function):
     code, out, err = call_function(lambda terminal: check_same_genes(pd.Index(["a"]), pd.Index(["b"])))
     assert (code, out) == (2, "")
-    assert err.startswith("Error: The genes differ")
-
-
-@pytest.mark.parametrize("function", [raising(ValueError("shapes\nmore")), lambda terminal: check_same_genes(5, 5)])
-def test_errors_from_elsewhere_are_failures_of_one_line(call_function, function):
-    code, _, err = call_function(function)
-    assert (code, err.count("\n"), "--verbose shows where" in err) == (1, 1, True)
-    code, _, err = call_function(function, "--verbose")
-    assert (code, "Traceback" in err) == (1, True)
+    assert err.startswith("Error: adata.var_names")
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("function", "message"),
     [
-        (
-            OSError(28, "No space left on device", "x.zarr"),
-            "OSError: [Errno 28] No space left on device: 'x.zarr' (--verbose shows where)",
-        ),
-        (MemoryError(), "MemoryError: no reason is given (--verbose shows where)"),
-        (RuntimeError("CUDA error: a\nb"), "RuntimeError: CUDA error: a (--verbose shows where)"),
+        (raising(OSError(28, "No space left", "x.zarr")), "OSError: [Errno 28] No space left: 'x.zarr'"),
+        (raising(MemoryError()), "MemoryError: no reason is given"),
+        (raising(ValueError("shapes\nmore")), "ValueError: shapes"),
+        (lambda terminal: check_same_genes(5, 5), "TypeError: 'int' object is not iterable"),
     ],
 )
-def test_errors_of_the_system_are_one_line(call_function, error, message):
-    assert call_function(raising(error)) == (1, "", f"Error: {message}\n")
+def test_errors_from_elsewhere_are_failures_of_one_line(call_function, function, message):
+    assert call_function(function) == (1, "", f"Error: {message} (--verbose shows where)\n")
+    code, _, err = call_function(function, "--verbose")
+    assert (code, "Traceback" in err) == (1, True)
 
 
 @pytest.mark.parametrize(

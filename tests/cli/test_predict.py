@@ -130,19 +130,20 @@ def test_wrong_options_of_predict_are_named(refused, folder, cells, tmp_path, op
     assert not (tmp_path / "new.zarr").exists()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "category"])
-def test_cells_are_chosen_by_numbers_as_they_look(dtype):
-    obs = pd.DataFrame({"dose": pd.Series([0.1, 1, 10, 0.1], dtype="float32").astype(dtype)})
-    assert select_rows(obs, {"dose": ["0.1", "1"]}).tolist() == [True, True, False, True]
-    obs = pd.DataFrame({"dose": pd.array([1, None, 2], dtype="Int64")})
-    assert select_rows(obs, {"dose": "2"}).tolist() == [False, False, True]
+SINGLE, TEXT = pd.Series([0.1, 1, 10, 0.1], dtype="float32"), pd.Series(["1", "2", "01", None], dtype=object)
 
 
-@pytest.mark.parametrize("dtype", [object, "category"])
-def test_text_is_taken_as_it_is_written(dtype):
-    obs = pd.DataFrame({"batch": pd.Series(["1", "2", "01", None]).astype(dtype)})
-    assert select_rows(obs, {"batch": "01"}).tolist() == [False, False, True, False]
-    with pytest.raises(click.UsageError, match="batch"):
-        select_rows(obs, {"batch": "nan"})
-    with pytest.raises(click.UsageError, match="batch"):
-        select_rows(obs.assign(plate=["a", "b", "a", "a"]), {"batch": "01", "plate": "b"})
+@pytest.mark.parametrize(
+    ("column", "chosen", "expected"),
+    [
+        *((SINGLE.astype(dtype), ["0.1", "1"], [True, True, False, True]) for dtype in ("float32", "category")),
+        *((TEXT.astype(dtype), "01", [False, False, True, False]) for dtype in (object, "category")),
+        (pd.array([1, None, 2], dtype="Int64"), "2", [False, False, True]),
+    ],
+)
+def test_cells_are_chosen_by_numbers_as_they_look_and_by_text_as_it_is_written(column, chosen, expected):
+    obs = pd.DataFrame({"batch": column})
+    assert select_rows(obs, {"batch": chosen}).tolist() == expected
+    for values in ({"batch": "nan"}, {"batch": chosen, "plate": "b"}):
+        with pytest.raises(click.UsageError, match="batch"):
+            select_rows(obs.assign(plate=np.where(expected, "a", "b")), values)

@@ -1,6 +1,6 @@
 """``train``: from files to a model, with the arguments of the Python interface, interrupted and resumed."""
 
-import os
+import functools
 import re
 import signal
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
-from lightning.pytorch.callbacks import Callback
+from builders import At
 from mudata import MuData
 
 import scgen_diffusion as sgd
@@ -135,22 +135,6 @@ def test_a_model_learns_a_new_type_from_the_command_line(call, make_cells, saved
     assert set(model.generate(4, {"cell_type": "plasma"}).obs["cell_type"]) == {"plasma"}
 
 
-class Sender(Callback):
-    """Send a signal to this very process after an epoch."""
-
-    def __init__(self, number, stage, epoch):
-        self.number, self.stage, self.epoch = number, stage, epoch
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if pl_module.name == self.stage and trainer.current_epoch == self.epoch:
-            os.kill(os.getpid(), self.number)
-
-
-def send_while_training(patch, sender):
-    original = SCLDM.train
-    patch.setattr(SCLDM, "train", lambda self, **kw: original(self, **kw | {"callbacks": [sender]}))
-
-
 @pytest.mark.parametrize(
     ("number", "stage", "code"), [(signal.SIGINT, "autoencoder", 130), (signal.SIGTERM, "prior", 143)]
 )
@@ -161,7 +145,8 @@ def test_a_signal_stops_training_and_the_same_command_resumes(
     command[command.index("--max-epochs") + 1] = "3"
     command += ["--trainer", "checkpoint_minutes=0"]
     with monkeypatch.context() as patch:
-        send_while_training(patch, Sender(number, stage, 1))
+        train = functools.partialmethod(SCLDM.train, callbacks=[At(stage, 6, number)])  # in the third epoch
+        patch.setattr(SCLDM, "train", train)
         found, printed, err = call(*command)
     assert (found, printed) == (code, "")
     assert "run the same command again to resume" in err

@@ -15,34 +15,16 @@ from scgen_diffusion import interpret
 from scgen_diffusion.interpret._noised_cells import noised_cells
 from scgen_diffusion.model import SCRDIT, WBDIT
 
-SIZES = {"patch_size": 3, "width": 8, "n_layers": 2, "n_heads": 2, "n_global_tokens": 0}
+SIZES = {"patch_size": 3, "n_layers": 2, "n_global_tokens": 0, "target": "noise", "head": "regression"}
 HEADS = ["L0H0", "L0H1", "L1H0", "L1H1"]
 N_PATCHES = 4  # 12 genes in patches of 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # matrix products of other shapes add in another order, in single precision
 
 
-@torch.no_grad()
-def stir(module, seed=0):
-    """Change all weights: after so few steps, the network would ignore time and conditions."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.averaged_network.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.2)
-
-
 @pytest.fixture(scope="module")
-def make_opened(make_cells, quick):
+def make_opened(make_trained):
     """Build a small model that was trained for an epoch."""
-
-    def make(adata=None, **options):
-        torch.manual_seed(0)
-        adata = make_cells() if adata is None else adata
-        WBDIT.setup_anndata(adata, condition_keys=["cell_type", "dose"])
-        model = WBDIT(adata, **{**SIZES, **options})
-        model.train(1, **quick)
-        stir(model.module)
-        return model
-
-    return make
+    return lambda adata=None, **options: make_trained(adata, cls=WBDIT, **SIZES | options)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +80,8 @@ def test_the_sparse_code_is_measured_against_the_dictionary(emptied):
     model, network, set_token = emptied
     set_token([3.0, -1, -1, -1, 0, 0, 0, 0])
     with torch.no_grad():
-        network.blocks[0].feed_forward.dictionary.copy_(
-            torch.eye(8)
-        )  # the tokens are their own code: nothing to descend
+        # the tokens are their own code: nothing to descend
+        network.blocks[0].feed_forward.dictionary.copy_(torch.eye(8))
 
     table = interpret.layer_statistics(model, times=[10], seed=0)
 
@@ -322,14 +303,11 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere_and_leave_the_model_alo
     assert one.generate(3, seed=0).shape == (3, 12)
 
 
-def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_cells, quick):
+def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_cells, make_opened):
     cells = make_cells()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
     cells.obs.iloc[0, cells.obs.columns.get_loc("cell_type")] = "Unknown"
-    WBDIT.setup_anndata(cells, condition_keys=["cell_type", "dose"], unlabeled_category="Unknown")
-    model = WBDIT(cells, **SIZES)
-    model.train(1, **quick)
-    stir(model.module)
+    model = make_opened(cells, setup={"unlabeled_category": "Unknown"})
 
     of_cell = [
         interpret.layer_statistics(model, indices=[0], times=[0.5], seed=0, conditional=conditional)
