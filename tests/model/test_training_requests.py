@@ -164,13 +164,6 @@ def test_labels_with_few_training_cells_are_named_once(make_model, quick, monkey
         model.train_prior(2, **quick)
 
 
-@pytest.fixture
-def foreign_checkpoints(make_model, make_cells, quick, tmp_path):
-    """Return a folder with the checkpoints of another model."""
-    make_model(make_cells(60, seed=9)).train(1, checkpoint_dir=tmp_path / "foreign", **quick)
-    return tmp_path / "foreign"
-
-
 def cells_of(model):
     return model.generate(20, seed=0).X.toarray()
 
@@ -181,14 +174,15 @@ def own(make_trained, make_cells):
 
 
 @pytest.mark.parametrize("stage", ["train", "train_prior"])
-def test_a_checkpoint_of_another_model_costs_nothing(own, make_cells, foreign_checkpoints, quick, stage):
+def test_a_checkpoint_of_another_model_costs_nothing(own, make_model, make_cells, quick, stage, tmp_path):
+    make_model(make_cells(60, seed=9)).train(1, checkpoint_dir=tmp_path, **quick)
     before, stages = cells_of(own), list(own.trained_stages_)
     if stage == "train_prior":
         richer = make_cells(60, seed=9)  # would have other library sizes and combinations
         richer.X = 20 * richer.X
         own.adata = richer
     with pytest.raises(ValueError, match="checkpoint"):
-        getattr(own, stage)(1, checkpoint_dir=foreign_checkpoints, **quick)
+        getattr(own, stage)(1, checkpoint_dir=tmp_path, **quick)
     assert own.trained_stages_ == stages
     assert np.array_equal(cells_of(own), before)
 

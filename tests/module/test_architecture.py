@@ -104,8 +104,10 @@ def test_the_published_sizes_are_those_of_the_papers(architectures, backbone, ze
 
 @given(st.integers(1, 60_000))
 def test_the_default_patches_fit_any_number_of_genes(n_genes):
-    with torch.device("meta"):
-        backbone = MoleculeModule(n_genes, architecture=of_scmdm(backbone="dit", width=8)).network.backbone
+    profiles, molecules = of_scrdit("default", width=8), of_scmdm(backbone="dit", width=8)
+    for module, architecture in ((ProfileModule, profiles), (MoleculeModule, molecules)):
+        with torch.device("meta"):
+            backbone = module(n_genes, architecture=architecture).network.backbone
 
-    assert 1 <= backbone.patch_size <= n_genes
-    assert backbone.n_patches * backbone.patch_size >= n_genes
+        assert 1 <= backbone.patch_size <= n_genes
+        assert backbone.n_patches * backbone.patch_size >= n_genes

@@ -22,20 +22,14 @@ def module(tiny):
     return SCLDMModule(9, (3,), architecture=SCLDMArchitecture(**tiny))
 
 
-@pytest.fixture
-def profile_module(tiny_gene_space):
-    """Build a module whose loss depends on the noise: an untrained network predicts zeros."""
-    return ProfileModule(9, (3,), architecture=ProfileArchitecture(**tiny_gene_space | {"target": "noise"}))
-
-
 def attached(plan):
     """Attach a plan to a trainer, which it asks for its length."""
     plan.trainer = pl.Trainer(max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False)
     return plan
 
 
-def seeded_generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def seeded_generator():
+    return torch.Generator().manual_seed(0)
 
 
 def a_batch(n_cells=4, n_genes=9):
@@ -137,15 +131,14 @@ def test_the_prior_is_validated_with_the_averaged_weights_and_all_conditions(mod
     assert loss(0.0) == before != loss(1.0)
 
 
-def test_conditions_are_dropped_in_training_only(profile_module, monkeypatch):
-    module, seen = profile_module, []
-    monkeypatch.setattr(
-        ProfileModule,
-        "generative",
-        lambda self, data, noise, t, condition, **_: (
-            seen.append(condition) or {"error": data.sum(1), "condition": condition}
-        ),
-    )
+def test_conditions_are_dropped_in_training_only(tiny_gene_space, monkeypatch):
+    module, seen = ProfileModule(9, (3,), architecture=ProfileArchitecture(**tiny_gene_space)), []
+
+    def note(self, data, noise, t, condition, **_):
+        seen.append(condition)
+        return {"error": data.sum(1), "condition": condition}
+
+    monkeypatch.setattr(ProfileModule, "generative", note)
     plan = DiffusionPlan(module, DiffusionRecipe(drop_probability=0.5), seed=0)
     batch = {"X": torch.ones(200, 9), CONDITIONS: torch.ones(200, 1)}
 
