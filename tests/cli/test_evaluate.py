@@ -118,21 +118,14 @@ def test_wrong_options_of_evaluate_are_named(judge, files):
         assert (code, word in err.splitlines()[-1]) == (2, True), err
 
 
-@pytest.fixture
-def perturbed(tmp_path):
-    for name, seed, scale, label in (
-        ("real", 0, 2.0, "KLF1"),
-        ("predicted", 1, 2.0, "KLF1"),
-        ("control", 3, 1.0, "none"),
+def test_predictions_of_perturbations_are_judged_beside_baselines(call, tmp_path):
+    real, predicted, control = (tmp_path / f"{name}.h5ad" for name in ("real", "predicted", "control"))
+    for seed, (path, scale, label) in enumerate(
+        [(real, 2.0, "KLF1"), (predicted, 2.0, "KLF1"), (control, 1.0, "none")]
     ):
         cells = _cells(seed, 30, np.repeat([1.0, scale], 10))
         cells.obs["gene"] = label
-        cells.write_h5ad(tmp_path / f"{name}.h5ad")
-    return tmp_path
-
-
-def test_predictions_of_perturbations_are_judged_beside_baselines(call, perturbed):
-    real, predicted, control = (perturbed / f"{name}.h5ad" for name in ("real", "predicted", "control"))
+        cells.write_h5ad(path)
     options = ["--control", control, "-p", "gene", "--n-repeats", "1"]
     options += ["--metric", "energy_distance", "--metric", "mean_change_correlation"]
     code, out, err = call("evaluate", real, predicted, *options)

@@ -151,17 +151,12 @@ def test_zeros_of_both_sets_are_drawn_against_each_other_and_against_the_mean():
 # --- library sizes ----------------------------------------------------------------------------------------------------
 
 
-def test_library_sizes_are_violins_on_a_logarithmic_axis():
-    ax = sgd.pl.library_size(make_cells(), make_cells(45, seed=1, scale=3), show=False)
-
-    assert ax.get_xscale() == "log"
-    assert names(ax.yaxis) == ["all cells"]
-    assert len(ax.collections) == 2
+def test_all_cells_and_every_label_have_violins_of_the_library_sizes_of_each_set():
+    real, synthetic = make_cells(), make_cells(seed=1)
+    ax = sgd.pl.library_size(real, synthetic, show=False)
+    assert (ax.get_xscale(), names(ax.yaxis), len(ax.collections)) == ("log", ["all cells"], 2)
     assert legend_texts(ax) == ["real", "synthetic"]
 
-
-def test_every_label_has_a_violin_of_the_cells_of_each_set():
-    real, synthetic = make_cells(), make_cells(seed=1)
     synthetic = synthetic[synthetic.obs["cell_type"] != "B"]
     real.obs.loc[real.obs_names[:4], "cell_type"] = pd.NA
     synthetic.obs.loc[synthetic.obs_names[0], "cell_type"] = pd.NA
@@ -246,12 +241,13 @@ def test_the_title_says_how_similar_the_correlations_are():
 # --- markers ----------------------------------------------------------------------------------------------------------
 
 
-def test_dots_are_shares_and_means_of_the_label():
+def test_genes_are_the_markers_of_real_cells_label_by_label_and_dots_are_shares_and_means_of_the_label():
     real, synthetic = make_cells(), make_cells(seed=1, scale=0.3)
 
     ax = sgd.pl.marker_dotplot(real, synthetic, groupby="cell_type", n_genes=2, show=False)
 
     genes, dots = names(ax.xaxis), ax.collections[0]
+    assert [int(gene.removeprefix("gene_")) // 5 for gene in genes] == [0, 0, 1, 1, 2, 2]
     rows = [(label, name) for label in LABELS for name in ("real", "synthetic")]
     assert names(ax.yaxis) == [f"{label}, {name} (30)" for label, name in rows]
     values = {"real": sgd.metrics.expression_of(real).values, "synthetic": sgd.metrics.expression_of(synthetic).values}
@@ -264,13 +260,6 @@ def test_dots_are_shares_and_means_of_the_label():
     assert (np.diff(dots.get_sizes()[order]) >= -1e-3).all()
     expected = plt.get_cmap("Reds")(np.ravel(means) / np.max(means))
     np.testing.assert_allclose(dots.get_facecolors(), expected, atol=0.02)
-
-
-def test_genes_are_the_markers_of_real_cells_label_by_label():
-    ax = sgd.pl.marker_dotplot(make_cells(), make_cells(seed=1), groupby="cell_type", n_genes=2, show=False)
-
-    codes = [int(gene.removeprefix("gene_")) // 5 for gene in names(ax.xaxis)]
-    assert codes == [0, 0, 1, 1, 2, 2]
 
 
 def test_genes_that_all_cells_express_are_no_markers():

@@ -34,7 +34,7 @@ def names_in(ax):
     return {text.get_text() for text in ax.texts if text.get_text().startswith("gene_")}
 
 
-def test_every_gene_is_where_its_changes_are_and_the_top_ones_are_blue():
+def test_every_gene_is_where_its_changes_are_with_the_top_ones_in_blue_and_the_correlations_of_the_metric():
     ax = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_top=10, n_names=4, show=False)
     table = gene_changes(REAL, PREDICTED, CONTROL)
     of_all, of_top = ax.collections
@@ -43,18 +43,10 @@ def test_every_gene_is_where_its_changes_are_and_the_top_ones_are_blue():
     np.testing.assert_allclose(of_top.get_facecolors()[0, :3], BLUE)
     assert set(table.index[:10]) == {f"gene_{g}" for g in range(10)}
     assert names_in(ax) == set(table.index[:4])
-
-
-def test_the_correlations_are_those_of_the_metric():
-    ax = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_top=10, show=False)
     figures = [mean_change_correlation(*effects(REAL, PREDICTED, CONTROL), n_top=n) for n in (None, 10)]
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == [f"all genes: r = {figures[0]:.2f}", f"top 10 genes: r = {figures[1]:.2f}"]
-
-
-def test_both_axes_have_the_same_limits_and_a_diagonal_of_45_degrees():
-    ax = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, show=False)
-    assert (ax.get_xlim(), ax.get_aspect()) == (ax.get_ylim(), 1)
+    assert (ax.get_xlim(), ax.get_aspect()) == (ax.get_ylim(), 1)  # the diagonal has 45 degrees
 
 
 @pytest.fixture(scope="module")

@@ -152,31 +152,20 @@ def test_scores_that_do_not_fit_into_a_heat_map_are_refused(table, options, name
         sgd.pl.scores(table, **options, show=False)
 
 
-def test_every_stage_has_a_panel_with_training_and_validation_losses():
-    history = make_history()
+def test_every_stage_has_a_panel_with_training_and_validation_losses_and_a_star_at_the_lowest():
+    history, (_, axs) = make_history(), plt.subplots(2)
 
-    axes = sgd.pl.training_history(SimpleNamespace(history=history), show=False)
+    axes = sgd.pl.training_history(SimpleNamespace(history=history), axs=axs, show=False)
 
+    assert axes == list(axs)
     assert [ax.get_title() for ax in axes] == ["autoencoder loss", "prior velocity loss"]
     for ax, stage in zip(axes, ("autoencoder", "prior_velocity"), strict=True):
         for line, kind in zip(ax.lines, ("train", "validation"), strict=False):
             expected = history[f"{stage}_loss_{kind}"].iloc[:, 0]
             np.testing.assert_allclose(line.get_xydata(), np.column_stack([expected.index + 1, expected]))
-
-
-def test_the_star_is_the_lowest_validation_loss():
-    _, axs = plt.subplots(2)
-    axes = sgd.pl.training_history(make_history(), axs=axs, show=False)
-    assert axes == list(axs)
-
     np.testing.assert_allclose(axes[1].lines[2].get_xydata(), [(8, 1)])
     assert axes[1].get_legend().get_texts()[-1].get_text() == "lowest: epoch 8"
-
-
-def test_the_axis_is_logarithmic_where_losses_span_more_than_eightfold():
-    axes = sgd.pl.training_history(make_history(), show=False)
-
-    assert [ax.get_yscale() for ax in axes] == ["log", "linear"]
+    assert [ax.get_yscale() for ax in axes] == ["log", "linear"]  # where losses span more than eightfold
 
 
 @pytest.mark.parametrize("history", [None, "pbmc3k"])

@@ -33,8 +33,11 @@ def make_loadings(*, relative=False):
 
 
 def test_there_is_a_panel_per_layer_and_a_line_per_group():
-    axes = sgd.pl.layer_statistics(make_statistics(), "sparsity", show=False)
+    _, axs = plt.subplots(2)
 
+    axes = sgd.pl.layer_statistics(make_statistics(), "sparsity", axs=axs, show=False)
+
+    assert axes == list(axs)
     assert [ax.get_title() for ax in axes] == ["layer 0", "layer 1"]
     for layer, ax in enumerate(axes):
         lines = [line.get_xydata() for line in ax.lines]
@@ -54,26 +57,17 @@ def test_before_is_solid_and_after_is_dashed():
     assert axes[0].get_ylabel() == "value (nats)"
 
 
-def test_axes_can_be_given():
-    _, axs = plt.subplots(2)
-
-    assert sgd.pl.layer_statistics(make_statistics(), "sparsity", axs=axs, show=False) == list(axs)
-
-
-def test_loadings_show_the_top_genes_of_every_head_once():
+def test_loadings_show_the_top_genes_of_every_head_once_and_relative_ones_are_centred_at_zero():
     ax = sgd.pl.head_loadings(make_loadings()[["L0H0", "L0H1"]], n_genes=2, show=False)
 
     assert [label.get_text() for label in ax.get_yticklabels()] == ["gene_3", "gene_7", "gene_11"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["L0H0", "L0H1"]
     np.testing.assert_allclose(ax.collections[0].get_array()[0, 0], 9)
     assert ax.collections[0].get_clim()[0] == 0
-
-
-def test_relative_loadings_are_centred_at_zero():
-    ax = sgd.pl.head_loadings(make_loadings(relative=True), show=False)
-
-    low, high = ax.collections[0].get_clim()
+    low, high = sgd.pl.head_loadings(make_loadings(relative=True), show=False).collections[0].get_clim()
     assert low == -high
+    with pytest.raises(ValueError, match="n_genes"):
+        sgd.pl.head_loadings(make_loadings(), n_genes=0)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +76,3 @@ def test_relative_loadings_are_centred_at_zero():
 def test_statistics_that_are_not_there_are_refused(options, name):
     with pytest.raises(ValueError, match=name):
         sgd.pl.layer_statistics(make_statistics(), **{"statistics": "sparsity", **options})
-
-
-def test_the_number_of_genes_is_checked():
-    with pytest.raises(ValueError, match="n_genes"):
-        sgd.pl.head_loadings(make_loadings(), n_genes=0)
