@@ -321,12 +321,6 @@ def trained_any(any_class):
 
 
 @pytest.fixture(scope="session")
-def tiny_gene_space():
-    """Return sizes of gene-space models that train in an instant."""
-    return dict(TINY_GENE_SPACE)
-
-
-@pytest.fixture(scope="session")
 def saved_model(trained, tmp_path_factory):
     """Save the shared model once, without its cells."""
     folder = tmp_path_factory.mktemp("saved") / "model"

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import same_cells, seeded
+from builders import TINY_GENE_SPACE, same_cells, seeded
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler
 from scgen_diffusion.model import SCMDM, SCRDIT, WBDIT
@@ -198,8 +198,8 @@ def test_every_loss_is_recorded_and_falls(learned):
 
 
 @pytest.mark.filterwarnings("ignore")  # two steps are not enough to learn anything
-def test_the_published_size_is_trained_by_the_published_recipe(gene_space_class, tiny_gene_space, quick):
-    sizes = {name: tiny_gene_space[name] for name in ("patch_size", "width", "n_layers", "n_heads")}
+def test_the_published_size_is_trained_by_the_published_recipe(gene_space_class, quick):
+    sizes = {name: TINY_GENE_SPACE[name] for name in ("patch_size", "width", "n_layers", "n_heads")}
     gene_space_class.setup_anndata(adata := two_types(), condition_keys=["kind"])
     published = gene_space_class(adata, size="published", **sizes)
     published.train(1, limit_train_batches=2, **{**quick, "batch_size": None})

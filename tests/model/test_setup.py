@@ -28,8 +28,6 @@ def doubled(adata, table):
     ("spoil", "error", "words"),
     [
         (lambda a: a.X.__setitem__((3, 1), 0.5), ValueError, "not whole numbers"),
-        (lambda a: a.X.__setitem__((3, 1), -1), ValueError, "negative"),
-        (lambda a: a.X.__setitem__((3, 1), np.nan), ValueError, "NaN"),
         (lambda a: a.X.__setitem__(3, 0), ValueError, "cell_3"),
         (lambda a: a.obs.__setitem__("dose", [np.nan] + [1.0] * 95), ValueError, "dose"),
         (lambda a: setattr(a, "var_names", ["g"] * 12), ValueError, "duplicates"),
@@ -83,9 +81,10 @@ def test_counts_may_be_in_any_sparse_form(make_cells, make_model, quick, kind):
 
 def test_the_same_cells_can_be_set_up_for_a_second_model(make_cells, make_model, quick):
     """Otherwise the first model would train on the conditions of the second."""
-    adata = make_cells()
-    first = make_model(adata, condition_keys=["cell_type"])
-    second = make_model(adata, condition_keys=["treated"])
+    adata, before = make_cells(), make_cells().obs
+    first = make_model(adata, condition_keys=("cell_type",))
+    second = make_model(adata, condition_keys=np.array(["treated"]))
+    pd.testing.assert_frame_equal(adata.obs[list(before)], before)  # the user's columns stay
 
     for model in (first, second):
         model.train(1, **quick)
@@ -110,13 +109,3 @@ def test_cells_whose_conditions_were_changed_are_refused(make_cells, make_model,
 def test_registries_of_other_models_are_refused(registry, tiny):
     with pytest.raises(ValueError, match="registry"):
         SCLDM(registry=registry, **tiny)
-
-
-@pytest.mark.parametrize("keys", [("cell_type", "dose"), np.array(["dose"]), None])
-def test_keys_may_be_any_sequence(make_cells, tiny, keys):
-    adata = make_cells()
-    before = adata.obs.copy()
-    SCLDM.setup_anndata(adata, condition_keys=keys)
-
-    assert SCLDM(adata, **tiny).conditions.keys == list([] if keys is None else keys)
-    pd.testing.assert_frame_equal(adata.obs[list(before)], before)  # the user's columns stay

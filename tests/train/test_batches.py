@@ -104,20 +104,6 @@ def test_pairs_are_drawn_within_groups_by_seed_epoch_and_process():
 N = 25
 
 
-def rows():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "mean": torch.randn(N, 2, 3, generator=generator),
-        "condition": torch.randint(5, (N, 2), generator=generator),
-        "log_total": torch.randn(N, generator=generator),
-    }
-
-
-@pytest.fixture
-def cache():
-    return LatentCache(N, ({name: array[i : i + 7] for name, array in rows().items()} for i in range(0, N, 7)))
-
-
 def attached(data, device="cpu"):
     """Attach data to a trainer."""
     recipe, strategy = PriorRecipe(batch_size=3, smallest_epoch=0), SimpleNamespace(root_device=torch.device(device))
@@ -126,7 +112,9 @@ def attached(data, device="cpu"):
     return data
 
 
-def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validation_loader_does_not(cache):
+def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validation_loader_does_not():
+    rows = {"mean": torch.rand(N, 2, 3), "condition": torch.arange(N)[:, None], "log_total": torch.rand(N)}
+    cache = LatentCache(N, ({name: array[i : i + 7] for name, array in rows.items()} for i in range(0, N, 7)))
     train = np.array([3, 1, 4, 15, 9, 2, 6])
     data = attached(LatentData(cache, train, np.array([24, 21, 23])))
     loader = data.train_dataloader()
@@ -135,11 +123,13 @@ def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validati
     loader.sampler.set_epoch(1)
     second = torch.cat([batch["log_total"] for batch in loader])
 
-    assert sorted(first.tolist()) == sorted(rows()["log_total"][train].tolist())
+    assert sorted(first.tolist()) == sorted(rows["log_total"][train].tolist())
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
-    validation = torch.cat([batch["mean"] for batch in data.val_dataloader()])
-    assert torch.equal(validation, rows()["mean"][[24, 21, 23]])
+    for name, array in rows.items():
+        validation = torch.cat([batch[name] for batch in data.val_dataloader()])
+        assert validation.dtype == array.dtype
+        assert torch.equal(validation, array[[24, 21, 23]])
 
 
 def test_the_scale_of_the_prior_is_that_of_draws_from_the_posteriors():

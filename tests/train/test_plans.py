@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from builders import TINY_GENE_SPACE
 from torch import nn
 
 from scgen_diffusion.module import CONDITIONS, ProfileArchitecture, ProfileModule, SCLDMArchitecture, SCLDMModule
@@ -58,11 +59,9 @@ AUTOENCODER = {"encoder", "decoder", "likelihood", "condition_effects"}
         (DiffusionPlan, DiffusionRecipe, "log1p", {"network"}),
     ],
 )
-def test_a_stage_trains_all_of_its_parts_and_nothing_else(
-    tiny_gene_space, module, plan, recipe, input_values, expected
-):
+def test_a_stage_trains_all_of_its_parts_and_nothing_else(module, plan, recipe, input_values, expected):
     if input_values:
-        architecture = ProfileArchitecture(**tiny_gene_space)
+        architecture = ProfileArchitecture(**TINY_GENE_SPACE)
         module = ProfileModule(9, (3,), input_values=input_values, architecture=architecture)
     plan = attached(plan(module, recipe(), seed=0))
     parameters = [p for group in plan.trained_groups for p in group["params"]]
@@ -131,8 +130,8 @@ def test_the_prior_is_validated_with_the_averaged_weights_and_all_conditions(mod
     assert loss(0.0) == before != loss(1.0)
 
 
-def test_conditions_are_dropped_in_training_only(tiny_gene_space, monkeypatch):
-    module, seen = ProfileModule(9, (3,), architecture=ProfileArchitecture(**tiny_gene_space)), []
+def test_conditions_are_dropped_in_training_only(monkeypatch):
+    module, seen = ProfileModule(9, (3,), architecture=ProfileArchitecture(**TINY_GENE_SPACE)), []
 
     def note(self, data, noise, t, condition, **_):
         seen.append(condition)

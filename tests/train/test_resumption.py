@@ -1,8 +1,5 @@
 """A training that is interrupted resumes from its last checkpoint, and ends as if nothing had happened."""
 
-import contextlib
-import multiprocessing
-import os
 import shutil
 import signal
 import time
@@ -51,24 +48,6 @@ def whole(train):
     return model, time.process_time() - started
 
 
-def run_until_killed(work):
-    """Do something in a fork, and return the signal that ended it, or its exit code as a negative number."""
-
-    def child():
-        torch.set_num_threads(1)
-        with contextlib.suppress(Exception):
-            try:
-                work()
-            except SystemExit as end:
-                os._exit(end.code)
-        os._exit(0)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(120)
-    return -process.exitcode
-
-
 def read(path):
     return torch.load(path, weights_only=True)
 
@@ -81,16 +60,16 @@ def assert_same_model(one, other):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_stage_resumes_to_identical_weights(train, whole, tmp_path, stage):
+def test_a_killed_stage_resumes_to_identical_weights(train, whole, tmp_path, stage, run_together):
     work = signal_at(signal.SIGKILL, stage, MIDDLE)
 
-    assert run_until_killed(lambda: train(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
+    assert run_together(lambda _: train(tmp_path, **EVERY_EPOCH, **work), 1) == [-signal.SIGKILL]
     assert read(tmp_path / f"{stage}.ckpt")["n_epochs_done"] == 1
 
     assert_same_model(whole[0], train(tmp_path))
 
 
-def test_a_killed_gene_space_model_resumes_to_identical_weights(make_model, tmp_path):
+def test_a_killed_gene_space_model_resumes_to_identical_weights(make_model, tmp_path, run_together):
     def run(folder, **options):
         torch.manual_seed(0)
         model = make_model(cls=WBDIT, head="spike_and_slab")
@@ -100,12 +79,12 @@ def test_a_killed_gene_space_model_resumes_to_identical_weights(make_model, tmp_
 
     uninterrupted = run(None)
     work = signal_at(signal.SIGKILL, "diffusion", MIDDLE)
-    assert run_until_killed(lambda: run(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
+    assert run_together(lambda _: run(tmp_path, **EVERY_EPOCH, **work), 1) == [-signal.SIGKILL]
     torch.rand(1)
     assert_same_model(uninterrupted, run(tmp_path))
 
 
-def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
+def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path, run_together):
     """Again and again, after drawn times, wherever that may be: between stages, while a checkpoint is written."""
     whole, duration = whole
 
@@ -114,9 +93,9 @@ def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
         train(tmp_path, **EVERY_EPOCH)
 
     delays = np.random.default_rng().uniform(0.05, 0.6, 4) * duration
-    ends = [run_until_killed(lambda delay=delay: train_and_be_killed(delay)) for delay in delays]
+    ends = [run_together(lambda _, delay=delay: train_and_be_killed(delay), 1) for delay in delays]
 
-    assert signal.SIGPROF in ends, delays
+    assert [-signal.SIGPROF] in ends, delays
     assert_same_model(whole, train(tmp_path))
 
 
@@ -225,7 +204,7 @@ def test_a_stage_can_be_made_longer_but_a_checkpoint_never_undoes_later_training
     assert_same_model(former, model)
 
 
-def test_training_on_that_was_killed_resumes_from_the_weights_before(train, tmp_path):
+def test_training_on_that_was_killed_resumes_from_the_weights_before(train, tmp_path, run_together):
     def train_on(folder, **options):
         model = train(None, ONE_EPOCH)
         with seeded(0):
@@ -234,19 +213,19 @@ def test_training_on_that_was_killed_resumes_from_the_weights_before(train, tmp_
 
     uninterrupted = train_on(None)
     work = signal_at(signal.SIGKILL, "prior", MIDDLE)
-    assert run_until_killed(lambda: train_on(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
+    assert run_together(lambda _: train_on(tmp_path, **EVERY_EPOCH, **work), 1) == [-signal.SIGKILL]
     assert_same_model(uninterrupted, train_on(tmp_path))
 
 
-def test_a_pass_over_many_cells_is_cut_into_epochs_and_resumes_between_them(train, tmp_path, monkeypatch):
+def test_a_pass_over_many_cells_is_cut_into_epochs_and_resumes_between_them(train, tmp_path, monkeypatch, run_together):
     monkeypatch.setattr(cells_module, "LONGEST_EPOCH", 2)
     passes = {**ONE_EPOCH, "autoencoder": 2}
     uninterrupted = train(None, passes, batch_size=16)
     work = signal_at(signal.SIGKILL, "autoencoder", 5)  # in the third of three epochs of the first pass
 
-    killed = run_until_killed(lambda: train(tmp_path, passes, batch_size=16, **EVERY_EPOCH, **work))
+    killed = run_together(lambda _: train(tmp_path, passes, batch_size=16, **EVERY_EPOCH, **work), 1)
 
-    assert killed == signal.SIGKILL
+    assert killed == [-signal.SIGKILL]
     assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 2
     assert_same_model(uninterrupted, train(tmp_path, passes, batch_size=16))
     assert len(uninterrupted.history_["autoencoder_loss_train"]) == 6
