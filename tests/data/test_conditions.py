@@ -124,13 +124,6 @@ def test_a_cell_draws_the_same_whatever_the_other_cells_ask_for(conditions):
     assert all(row in COMBINATIONS.tolist() for row in together[[0, 4]].tolist())
 
 
-def test_the_obs_columns_are_categorical_with_all_training_classes_in_order(conditions):
-    obs = conditions.to_obs(np.array([[1, 0, 1]]), pd.Index(["x"]))
-
-    assert {key: obs[key].cat.categories.tolist() for key in obs} == CATEGORIES
-    assert obs.iloc[0].tolist() == ["T", 1, True]
-
-
 classes = st.one_of(
     st.lists(st.text(max_size=5), min_size=1, max_size=5, unique=True),
     st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=5, unique=True),

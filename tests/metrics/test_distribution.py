@@ -67,15 +67,12 @@ def test_a_set_covers_itself(n_equal, dtype):
     assert [*precision_recall_density_coverage(values, values.copy()).values()] == [1.0, 1.0, 1.2, 1.0]
 
 
-def test_a_collapsed_set_has_precision_but_no_recall():
+def test_a_collapsed_set_has_no_recall_and_a_scattered_one_no_precision():
     figures = precision_recall_density_coverage(gaussian(300, seed=0), gaussian(300, seed=1, scale=0.1))
     assert figures["precision"] > 0.95
     assert figures["recall"] < 0.1
     assert figures["density"] > 1.5
     assert figures["coverage"] < 0.6
-
-
-def test_scattered_cells_have_recall_but_no_precision():
     figures = precision_recall_density_coverage(gaussian(300, seed=0), gaussian(300, seed=1, scale=5))
     assert figures["precision"] < 0.1
     assert figures["recall"] > 0.8

@@ -234,6 +234,8 @@ def test_library_size_ks_is_the_largest_gap_between_shares():
     assert ks([1, 2, 3, 4], [3, 4, 5, 6]) == 0.5
     assert ks([1, 2], [10, 20]) == 1
     assert ks([1, 2, 3], [3, 2, 1]) == 0
+    normalised = AnnData(np.log1p(some_counts()), uns={"log1p": {}})
+    assert np.isnan(library_size_ks(some_counts(), normalised))  # logarithms have none
 
 
 def test_library_sizes_are_those_of_the_same_genes_and_generated_cells_may_lack_the_layer():
@@ -245,11 +247,6 @@ def test_library_sizes_are_those_of_the_same_genes_and_generated_cells_may_lack_
         library_size_ks(real, synthetic[:, :10].copy(), layer="raw")
     with pytest.raises(ValueError, match="60 genes and `synthetic` 59"):
         library_size_ks(some_counts(), some_counts()[:, 1:])
-
-
-def test_log_normalised_cells_have_no_library_sizes():
-    normalised = AnnData(np.log1p(some_counts()), uns={"log1p": {}})
-    assert np.isnan(library_size_ks(some_counts(), normalised))
 
 
 N_GENES = 60

@@ -113,6 +113,7 @@ def test_copied_cells_are_counted():
     assert copied_cells(synthetic, train) == 3 / 40
     synthetic[3, 5] += 1
     assert copied_cells(synthetic, train) == 2 / 40
+    assert copied_cells(2 * train, train) == 0  # the same shares of another total
 
 
 def test_copies_are_found_however_they_are_stored():
@@ -128,6 +129,8 @@ def test_copies_are_found_however_they_are_stored():
     assert copied_cells(sp.csc_matrix(train), sp.coo_matrix(train)) == 1
     assert not untidy.has_canonical_format
     assert untidy.nnz == 5
+    cells = AnnData(some_counts().astype(np.float32))
+    assert copied_cells(cells[:, ::-1].copy(), cells) == 1  # genes are put in order
 
 
 def test_empty_cells_are_no_copies_but_duplicates_of_each_other():
@@ -140,11 +143,6 @@ def test_empty_cells_are_no_copies_but_duplicates_of_each_other():
     assert copied_cells(synthetic, train) == 1 / 5
     assert np.isnan(copied_cells(0 * synthetic, train))
     assert duplicate_share(0 * synthetic) == 1
-
-
-def test_genes_in_another_order_are_put_in_order():
-    cells = AnnData(some_counts().astype(np.float32))
-    assert copied_cells(cells[:, ::-1].copy(), cells) == 1
 
 
 def test_logarithms_of_another_precision_base_or_total_are_copies():
@@ -162,7 +160,7 @@ def test_logarithms_of_another_precision_base_or_total_are_copies():
 
 def test_every_cell_of_a_repeated_group_is_a_duplicate():
     cells = some_counts(10)
-    assert duplicate_share(cells) == 0
+    assert duplicate_share(np.vstack([cells, 2 * cells])) == 0
     cells[[4, 5]] = cells[3]
     assert duplicate_share(cells) == 0.3
     cells[7] = cells[6]
@@ -228,8 +226,3 @@ def test_both_sides_have_equal_numbers_drawn_by_seed():
     first, again, other = (membership_inference(synthetic, held_out, train, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-
-
-def test_the_same_shares_of_another_total_are_no_copy():
-    assert copied_cells(2 * some_counts(), some_counts()) == 0
-    assert duplicate_share(np.vstack([some_counts(5), 2 * some_counts(5)])) == 0

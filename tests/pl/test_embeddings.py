@@ -66,18 +66,13 @@ def test_the_three_panels_hold_equal_numbers_of_both_sets_within_the_same_limits
     assert legend_texts(axes[2]) == ["real", "synthetic"]
 
 
-def test_a_part_of_the_cells_is_drawn_and_the_same_for_a_seed(first_components):
-    axes, again, other = (draw(max_cells=30, seed=seed)[2] for seed in (0, 0, 1))
+def test_a_part_of_the_cells_is_drawn_and_the_same_for_a_seed_and_another_order_of_genes(first_components):
+    axes, other = (draw(max_cells=30, seed=seed)[2] for seed in (0, 1))
+    again = draw(synthetic=make_cells(seed=1)[:, ::-1], max_cells=30, seed=0)[2]
 
     assert axes.get_title() == "both (60 cells)"
-    np.testing.assert_array_equal(drawn_points(axes)[0], drawn_points(again)[0])
+    np.testing.assert_allclose(drawn_points(axes)[0], drawn_points(again)[0])
     assert (drawn_points(axes)[0] != drawn_points(other)[0]).any()
-
-
-def test_genes_may_come_in_another_order(first_components):
-    axes, turned = draw(), draw(synthetic=make_cells(seed=1)[:, ::-1])
-
-    np.testing.assert_allclose(drawn_points(axes[1])[0], drawn_points(turned[1])[0])
 
 
 @pytest.mark.slow  # umap-learn compiles itself first
