@@ -46,15 +46,9 @@ def test_the_table_is_that_of_evaluate(judge, files, tmp_path):
     path = tmp_path / "table.csv"
     code, out, err = judge("-g", "cell_type", "--out", path)
     assert (code, out) == (0, f"{path}\n"), err
-    expected = sgd.metrics.evaluate(
-        *(anndata.read_h5ad(files / f"{name}.h5ad") for name in ("real", "synthetic")),
-        train=anndata.read_h5ad(files / "train.h5ad"),
-        groupby="cell_type",
-        metrics=["gene_mean_error", "copied_cells"],
-        n_repeats=1,
-        n_bootstrap=0,
-        max_cells=60,
-    )
+    real, synthetic, train = (anndata.read_h5ad(files / f"{name}.h5ad") for name in ("real", "synthetic", "train"))
+    quick = {"metrics": ["gene_mean_error", "copied_cells"], "n_repeats": 1, "n_bootstrap": 0, "max_cells": 60}
+    expected = sgd.metrics.evaluate(real, synthetic, train=train, groupby="cell_type", **quick)
     pd.testing.assert_frame_equal(pd.read_csv(path), expected, check_dtype=False)
     assert f"{sgd.report.summary(expected).headline}\n" in err
     code, _, err = judge("--out", path)

@@ -309,13 +309,8 @@ def by_columns(cells):
                 ({"layer": "raw"}, KeyError),
                 ({"condition_keys": "cell_type"}, TypeError),
                 ({"window_size": 0}, ValueError),
+                ({"continuous_condition_keys": ["cell_type"], "condition_keys": []}, ValueError),
             ]
-        ),
-        (
-            lambda cells: cells,
-            {"condition_keys": [], "continuous_condition_keys": ["cell_type"]},
-            ValueError,
-            "cell_type",
         ),
     ],
 )

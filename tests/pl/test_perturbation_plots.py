@@ -52,19 +52,9 @@ def test_every_gene_is_where_its_changes_are_with_the_top_ones_in_blue_and_the_c
 @pytest.fixture(scope="module")
 def table():
     """Judge two seeds, in both cell types."""
-    tables = [
-        evaluate(
-            REAL,
-            PREDICTED,
-            control=CONTROL,
-            perturbation_key="treatment",
-            groupby="cell_type",
-            n_repeats=1,
-            seed=seed,
-            others={"arithmetic": cells(5 + seed, effect=0.2)},
-        )
-        for seed in (0, 1)
-    ]
+    options = {"control": CONTROL, "perturbation_key": "treatment", "groupby": "cell_type", "n_repeats": 1}
+    others = [{"arithmetic": cells(5 + seed, effect=0.2)} for seed in (0, 1)]
+    tables = [evaluate(REAL, PREDICTED, **options, seed=seed, others=others[seed]) for seed in (0, 1)]
     return pd.concat(tables, ignore_index=True)
 
 

@@ -70,10 +70,8 @@ def tick_names(axis):
         (make_row(11, real=10, shuffled=14, better="lower"), 0.25),
         (make_row(9, real=10, shuffled=14, better="lower"), 0),
         (make_row(9, real=10, shuffled=14, better="real"), 0.25),
-        (
-            make_row(0.06, real=0.04, shuffled=0.04, better="lower"),
-            0.5,
-        ),  # shuffling keeps totals: twice the real value is bad
+        # shuffling keeps totals: twice the real value is bad
+        (make_row(0.06, real=0.04, shuffled=0.04, better="lower"), 0.5),
         (make_row(0.2, real=0.0, shuffled=0.0, better="lower", half=0), 1),  # copies, where real cells have none
         (make_row(0.0, real=0.0, shuffled=0.0, better="lower", half=0), 0),
         (make_row(0.8, real=np.nan), np.nan),
