@@ -20,6 +20,12 @@ def test_a_model_can_be_built_from_a_registry_alone_and_takes_weights(trained_an
         model.train()
 
 
+@pytest.mark.parametrize("argument", ["batch_key", "labels_key"])
+def test_arguments_of_scvi_are_answered_by_ours(make_cells, argument):
+    with pytest.raises(TypeError, match=f"`{argument}`.*`condition_keys`"):
+        SCLDM.setup_anndata(make_cells(), **{argument: "cell_type"})
+
+
 def doubled(adata, table):
     setattr(adata, table, pd.concat([getattr(adata, table)] * 2, axis=1))
 

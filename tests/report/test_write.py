@@ -118,7 +118,7 @@ def test_every_label_is_shown_with_its_cells(tmp_path):
     rows = re.findall(r"<tr>(<td>[^<]*</td><td>\d+</td><td>\d+</td>.*?)</tr>", path.read_text(encoding="utf-8"))
     cells_of = [re.findall(r">([^<>]+)<", row) for row in rows]
     assert {first: tuple(others) for first, *others in cells_of} == {
-        "A &amp; B": ("48", "50", "0.9", "–", "ok"),
+        "A &amp; B": ("48", "50", "0.9 ", "(0.9)", "–", "ok"),
         "T &lt;$_$&gt;": ("48", "50", "–", "–", "too few cells"),
         "naïve": ("49", "50", "–", "–", "too few cells"),
         "rare": ("5", "0", "–", "–", "too few cells"),

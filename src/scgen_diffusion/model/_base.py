@@ -288,6 +288,7 @@ class DiffusionModel(BaseModelClass):
             or ``unlabeled_category`` is given but all cells have labels.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        refuse_unknown(kwargs)
         check_is_anndata(adata, "adata")
         setup = ConditionSetup.picked_from(setup_method_args["setup_args"])
         setup_method_args["setup_args"] |= vars(setup)
@@ -576,7 +577,7 @@ class DiffusionModel(BaseModelClass):
             self.__dict__.update(before)
             raise
         if how.enable_progress_bar:
-            show(describe_training(plans, time.monotonic() - started))
+            show(describe_training(runs, plans, time.monotonic() - started))
 
     def _fit(self, run: StageRun, plan: StagePlan, data: StageData, *depends_on: object, **arguments: Any) -> StagePlan:
         """Train a stage, and record how; return its plan.
@@ -1598,6 +1599,16 @@ class DiffusionModel(BaseModelClass):
     @property
     def _keeps_autoencoder(self) -> bool:
         return self.reference_ is not None and self.reference_["trainable"] != "all"
+
+
+def refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    """Raise TypeError for arguments that are not those with which scvi-tools registers further cells."""
+    if arguments and "source_registry" not in arguments:
+        msg = (
+            f"`{min(arguments)}` is not an argument of these models. List labels, treatments and batches in "
+            "`condition_keys`; batches are a condition like others, and are not corrected."
+        )
+        raise TypeError(msg)
 
 
 def check_registry(registry: object, model_class: type) -> None:

@@ -34,6 +34,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.module import MultimodalModule
 
+from ._base import refuse_unknown
 from ._encoding import check_scale, gene_columns
 from ._scldm import SCLDM
 
@@ -150,6 +151,7 @@ class MULTISCLDM(SCLDM):
         >>> model = scgd.model.MULTISCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        refuse_unknown(kwargs)
         check_is_mudata(mdata)
         if known := kwargs.get("source_registry"):  # registered like a model's cells, which may lack a modality
             likelihoods, layers = (dict(known["setup_args"][name]) for name in ("modalities", "layers"))

@@ -49,8 +49,8 @@ class StageRun:
         Name of the stage.
     recipe
         Its training options.
-    n_epochs
-        Most epochs.
+    n_epochs, usual_epochs
+        Most epochs, and those by default.
     options
         How it runs, as any stage.
     seed
@@ -62,6 +62,7 @@ class StageRun:
     stage: str
     recipe: Any
     n_epochs: int
+    usual_epochs: int
     options: RunOptions
     seed: int
     progress: TrainingProgress
@@ -111,11 +112,12 @@ def plan_runs(
             change = {"patience": USUAL_PATIENCE if options.early_stopping else None, **change}
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
-        asked = epochs[stage]
-        n_epochs = recipe.max_epochs(n_cells) if asked is None else check_count("max_epochs", asked)
+        asked, usual_epochs = epochs[stage], recipe.max_epochs(n_cells)
+        n_epochs = usual_epochs if asked is None else check_count("max_epochs", asked)
         seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
         n_epochs_of[stage] = n_epochs
-        runs.append(StageRun(stage, recipe, n_epochs, options, seed + FURTHER_SEEDS.get(stage, 0), progress))
+        seed += FURTHER_SEEDS.get(stage, 0)
+        runs.append(StageRun(stage, recipe, n_epochs, usual_epochs, options, seed, progress))
     return runs
 
 
@@ -201,11 +203,12 @@ def split_cells(
     return np.sort(order[:n_train]), np.sort(order[n_train:end]), np.sort(order[end:])
 
 
-def describe_training(plans: Sequence[StagePlan], seconds: float) -> str:
+def describe_training(runs: Sequence[StageRun], plans: Sequence[StagePlan], seconds: float) -> str:
     """Return one line: how long training took, and the epochs and the last validation loss of each stage."""
     stages = []
-    for plan in plans:
+    for run, plan in zip(runs, plans, strict=False):  # training may have been stopped
         losses = plan.history.get(plan.key_loss("validation"))
         loss = "" if losses is None else f", validation loss {losses.iloc[-1, 0]:.4g}"
-        stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{loss}")
+        usual = f" (by default {run.usual_epochs})" if run.n_epochs < run.usual_epochs else ""
+        stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{usual}{loss}")
     return f"Training took {seconds / 60:.1f} minutes ({'; '.join(stages)})."

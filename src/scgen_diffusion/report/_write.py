@@ -266,12 +266,13 @@ def _labels(
     """List every label with its cells, precision, recall and what is off."""
     labels = {side: pd.Series(join_labels(cells.obs, keys)) for side, cells in sides.items()}
     sizes = pd.DataFrame({side: own.value_counts() for side, own in labels.items()}).fillna(0).astype(int)
-    figures = table.pivot(index="group", columns="metric", values="value").reindex(columns=["precision", "recall"])
+    shown = pd.MultiIndex.from_product([["value", "real"], ["precision", "recall"]])
+    figures = table.pivot(index="group", columns="metric", values=["value", "real"]).reindex(columns=shown)
+    figures.columns = ["precision", "recall", "precision_of_real", "recall_of_real"]
     rows = sizes.join(figures).rename_axis("name").reset_index().to_dict("records")
-    with_scores = {*table.loc[table[["value", "real"]].notna().all(axis=1), "group"]}
     for row in rows:
         off = judged[judged["group"] == row["name"]].groupby("level", sort=False)["metric"].agg(", ".join)
-        row["levels"] = off.to_dict() or {"ok" if row["name"] in with_scores else "too few cells": ""}
+        row["levels"] = off.to_dict() or {"ok" if row["precision"] >= 0 else "too few cells": ""}
     return rows
 
 
