@@ -25,11 +25,11 @@ ADDRESS = "https://example.org/file.rda"
 ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
 
 CONVERTED = {
-    "pbmc3k": "pbmc3k.h5ad",
-    "kang_ifnb": "kang_ifnb.h5ad",
-    "paul15": "paul15.h5ad",
-    "norman_mcfaline_devel": "perturb_norman_mcfaline.h5ad",
-    "worm_embryo": "worm_embryo.h5ad",
+    "pbmc3k": ("pbmc3k.h5ad", (2638, 13714)),
+    "kang_ifnb": ("kang_ifnb.h5ad", (2800, 14053)),
+    "paul15": ("paul15.h5ad", (2660, 3004)),
+    "norman_mcfaline_devel": ("perturb_norman_mcfaline.h5ad", (5955, 500)),
+    "worm_embryo": ("worm_embryo.h5ad", (1805, 10000)),
 }
 #: A file of each set that may be absent where those of the other sets are.
 OWN_FILES = {"osmfish_cortex": "osmFISH_SScortex_mouse_all_cells.loom", "worm_embryo": "worm_embryo_rowdata.rds"}
@@ -113,19 +113,21 @@ class TestPbmc68kReduced:
 
 @pytest.mark.parametrize("name", sorted(CONVERTED))
 def test_downloaded_sets_have_integer_counts_and_labels_and_equal_the_converted_files(load, name):
-    adata = load(name)
+    adata, (file, shape) = load(name), CONVERTED[name]
+    assert adata.shape == shape
     assert_integer_counts(adata.layers["counts"])
     assert_log_normalised(adata[:50])
     assert adata.obs_names.is_unique
     assert adata.var_names.is_unique
     assert adata.obs.notna().all(axis=None)
     assert adata.obs["cell_type"].dtype == "category"
-    assert_same_cells(adata, anndata.read_h5ad(converted_file(CONVERTED[name])))
+    assert_same_cells(adata, anndata.read_h5ad(converted_file(file)))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:mudata", "ignore::UserWarning:mudata")
 def test_citeseq_holds_counts_in_both_modalities_and_equals_the_converted_file(load):
     mdata = load("pbmc10k_citeseq")
+    assert (mdata["rna"].shape, mdata["prot"].shape) == ((5994, 4000), (5994, 14))
     for modality in ("rna", "prot"):
         assert_integer_counts(mdata[modality].layers["counts"])
     assert (mdata["prot"].X != mdata["prot"].layers["counts"]).nnz == 0

@@ -469,6 +469,15 @@ def test_sparse_cells_are_never_made_dense_as_a_whole(monkeypatch):
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
+def test_half_samples_give_the_standard_error_of_a_mean():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(400)
+    halves = [rng.permutation(values)[:200].mean() for _ in range(4000)]
+    low, high = interval(values.mean(), halves, (-np.inf, np.inf))
+    # 1.96 standard errors of the mean of 400 cells on either side; 4 000 halves know it to 1 %
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=0.05)
+
+
 def test_intervals_of_few_half_samples_hold_the_true_value_as_often():
     rng = np.random.default_rng(0)
     spread = rng.standard_normal((4000, 11))  # a value and ten half-samples, of equal variance
