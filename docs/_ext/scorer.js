@@ -9,8 +9,17 @@ var Scorer = {
   objPartialMatch: 6,
   objPrio: { 0: 15, 1: 5, 2: -5 },
   objPrioDefault: 0,
-  title: 15,
-  partialTitle: 7,
+  title: 25,
+  partialTitle: 12,
   term: 5,
   partialTerm: 2,
 };
+
+// What a result quotes comes from the page's text, not from what surrounds it.
+document.addEventListener("DOMContentLoaded", () => {
+  const asText = Search.htmlToText;
+  Search.htmlToText = (html, anchor) => {
+    const article = new DOMParser().parseFromString(html, "text/html").querySelector("article");
+    return asText(article ? `<div role="main">${article.innerHTML}</div>` : html, anchor);
+  };
+});
