@@ -7,6 +7,7 @@ intends for subclasses to call, such as scvi-tools' ``_get_init_params``, stay w
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -49,9 +50,22 @@ def refusing_as_value_error() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def exit_on_sigterm(trainer: pl.Trainer) -> None:
-    """Let SIGTERM end the process while the trainer runs; Lightning would go on, and end as if all were well."""
+@contextmanager
+def ending_by_signals(trainer: pl.Trainer) -> Iterator[None]:
+    """While the trainer runs, let SIGTERM end the process, and Ctrl-C raise KeyboardInterrupt.
+
+    After SIGTERM, Lightning would go on, and end as if all were well; after Ctrl-C, it raises SystemExit, and would
+    ignore Ctrl-C from then on.
+    """
     trainer._signal_connector._sigterm_notifier_fn = _exit
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from end
 
 
 def _exit(*_: object) -> NoReturn:

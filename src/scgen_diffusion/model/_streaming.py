@@ -11,7 +11,6 @@ import errno
 import glob
 import os
 import shutil
-import signal
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ import lightning.pytorch as pl
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count
-from scgen_diffusion._compat import exit_on_sigterm, refusing_as_value_error
+from scgen_diffusion._compat import ending_by_signals, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, remove, write_atomically
 from scgen_diffusion.data import digest_of, join_parts, part_of, read_record
 from scgen_diffusion.train import RunOptions, quiet
@@ -194,7 +193,6 @@ def write_stream(
             trainer = options.build_trainer(
                 num_nodes=num_nodes, enable_checkpointing=False, inference_mode=False, benchmark=None
             )
-        exit_on_sigterm(trainer)
         if trainer.is_global_zero:
             module.to(trainer.strategy.root_device)
             if not stream.folder.exists():
@@ -204,15 +202,9 @@ def write_stream(
             job.resume(int((stream.folder / SEED).read_text()), job.identity)
             job.judge()
         maker = PartMaker(stream, job, show_progress=show_progress)
-        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            with quiet():
+            with quiet(), ending_by_signals(trainer):
                 trainer.predict(maker, return_predictions=False)
-        except SystemExit as end:
-            if not isinstance(end.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, on_interrupt)  # Lightning would ignore Ctrl-C from now on
-            raise KeyboardInterrupt from end
         finally:
             module.to(place)
     for parts in goal.parent.glob(f".{glob.escape(goal.name)}.{'?' * N_DIGITS}.parts"):  # of all requests for this file

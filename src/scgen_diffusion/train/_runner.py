@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import signal
 import time
 import warnings
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from tqdm.auto import tqdm
 
-from scgen_diffusion._compat import dump_checkpoint, exit_on_sigterm, parse_device_args, refusing_as_value_error
+from scgen_diffusion._compat import dump_checkpoint, ending_by_signals, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_read, read_torch, write_atomically
 
 from ._stage_data import epochs_per_pass
@@ -201,14 +200,12 @@ def run_stage(
                 show(f"Resuming the {plan.name} after epoch {n_done} of {n_epochs}.")
         plan.module.train()
         plan.is_compiled = options.compile
-        exit_on_sigterm(trainer)
-        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(plan, data, ckpt_path=start, weights_only=True)
-        except SystemExit as end:  # so Lightning ends after Ctrl-C
-            if trainer.world_size > 1 or not isinstance(end.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, on_interrupt)  # Lightning would ignore Ctrl-C from now on
+            with ending_by_signals(trainer):
+                trainer.fit(plan, data, ckpt_path=start, weights_only=True)
+        except KeyboardInterrupt as stop:
+            if trainer.world_size > 1 or stop.__cause__ is None:
+                raise (stop.__cause__ or stop) from None  # as Lightning ends
             plan.was_stopped = True
         finally:  # Lightning cleans up only if there was no error
             plan.teardown("fit")
