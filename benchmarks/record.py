@@ -5,7 +5,8 @@ seconds.
     python -m benchmarks.record --against COMMIT    # beside those of another commit on the same machine
 
 Equal digests mean that all stored scores of cells hold for both commits. Different machines round differently, so
-digests are compared on one machine only.
+digests are compared on one machine only. In ``results/record.csv``, `since` is the day on which a digest was new: tables
+mark the rows of a model that are older.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +151,16 @@ def measure() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def with_days(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Add since which day each digest is as it is, by the stored table that this one replaces."""
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    if not path.exists():
+        return table.assign(since=today)
+    stored = pd.read_csv(path, dtype={"digest": str}, keep_default_na=False).set_index("call").reindex(table["call"])
+    is_same = stored["digest"].to_numpy() == table["digest"].to_numpy()
+    return table.assign(since=np.where(is_same, stored["since"], today))
+
+
 def measure_commit(commit: str) -> pd.DataFrame:
     """Run this file on the package of another commit."""
     with tempfile.TemporaryDirectory() as folder:
@@ -174,4 +186,4 @@ if __name__ == "__main__":
         table = table.join(other, on="call", rsuffix=f" of {options.against}")
     print(table.to_string(index=False, float_format="{:.2f}".format))
     if options.out:
-        table.to_csv(options.out, index=False)
+        with_days(table, Path(options.out)).to_csv(options.out, index=False)

@@ -11,7 +11,7 @@ from scipy.stats import wilcoxon
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks.quality.splits import DATASETS
-from benchmarks.tables import REAL, markdown_table
+from benchmarks.tables import REAL, ROOT, markdown_table, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -58,6 +58,7 @@ WHOLE_PANELS = ("pbmc3k", "kang_ifnb", "mixology_celllines")
 FEW_CELLS = ("pbmc3k:300", "paul15:300", "kang_ifnb:1000")
 NEARNESS = {name: IN_WORDS.get(name, name) for name in (*OURS, "SCMDM-white_box")}
 LEVEL, FEWEST_PAIRS = 0.05, 6  # with fewer, no signed-rank test reaches the level
+RECORD = ROOT / "benchmarks" / "results" / "record.csv"
 ALIKE, OLDER = " ≈", " †"
 
 
@@ -137,13 +138,13 @@ def p_values(figures: pd.DataFrame, metrics: Iterable[str]) -> pd.Series:
     return p
 
 
-def older_than_newest(table: pd.DataFrame) -> set[str]:
-    """Return models with rows of another commit than the newest row of a model. Other methods do not depend on it."""
-    models = table[table["settings"].fillna("").str.contains('"class"')]
-    commit = models["versions"].str.extract(r"scgen-diffusion \S+\+g(\w+)", expand=False)
-    if "commit" in models:
-        commit = models["commit"].fillna(commit)
-    return set(models["method"][commit != commit.loc[models["date"].sort_values(kind="stable").index[-1]]])
+def older_models(table: pd.DataFrame) -> set[str]:
+    """Return models with rows from before the day that their cells last changed, by ``results/record.csv``."""
+    calls = read_table(RECORD)
+    changed = calls["since"].groupby(calls["call"].str.partition(".")[0]).max()
+    models = table[table["method"].isin(OURS) | table["settings"].fillna("").str.contains('"class"')]
+    since = models["settings"].str.extract(r'"class": "(\w+)"', expand=False).fillna(models["method"]).map(changed)
+    return set(models["method"][models["commit"].isna() | (models["date"] < since)])
 
 
 def quality_table(
@@ -154,14 +155,14 @@ def quality_table(
 ) -> str:
     """Write one row per group of data sets and method: means of the figures, the best of all methods in bold.
 
-    What is not significantly worse than the best has a mark, and so have models with rows of an older commit.
+    What is not significantly worse than the best has a mark, and so have models whose cells changed after a row.
     """
     lines = []
     for title, datasets in groups.items():
         found = figures_of(table, datasets, {*METHODS, *methods})
         means = means_of(found)
         judged = [metric for metric in IN_SHORT if metric in means.index and metric != "cpu_minutes"]
-        p, older = p_values(found, judged), older_than_newest(table[table["dataset"].isin(datasets)])
+        p, older = p_values(found, judged), older_models(table[table["dataset"].isin(datasets)])
         shown = [name for name in methods if name in found.index.get_level_values("method")]
         real = means["real"].reindex([(metric, shown[0]) for metric in figures])
         lines.append([f"**{title}**: {REAL}", *("" if np.isnan(value) else f"{value:.2f}" for value in real)])
@@ -186,6 +187,7 @@ def _cell(key: tuple[str, str], value: float, p: pd.Series) -> str:
 def metric_table(table: pd.DataFrame, metric: str, names: Mapping[str, str], form: str = "{:.2f}") -> str:
     """Write one metric: a row per whole data set, and a column per method, by its name in the table."""
     shown = table[(table["metric"] == metric) & table["method"].isin(list(names))]
+    older = older_models(shown)
     wide = shown.groupby(["dataset", "method"])["value"].mean().unstack().reindex(columns=list(names))
     wide.insert(0, REAL, shown.groupby("dataset")["real"].mean())
     rows = [
@@ -193,7 +195,8 @@ def metric_table(table: pd.DataFrame, metric: str, names: Mapping[str, str], for
         for name in DATASETS
         if name in wide.index
     ]
-    return markdown_table(["", REAL, *names.values()], rows)
+    header = [name + OLDER * (method in older) for method, name in names.items()]
+    return markdown_table(["", REAL, *header], rows)
 
 
 def role_table() -> str:

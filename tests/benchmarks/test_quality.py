@@ -53,9 +53,9 @@ def test_the_best_is_bold_and_what_is_not_significantly_worse_has_a_mark():
             for seed in range(3)
             for method, value in values.items()
         ]
-    ).assign(metric="auc_genes", real=0.5, better="lower", settings="", versions="", date="")
-    rows.loc[rows["method"] == "SCLDM", ["settings", "versions"]] = '{"class": "SCLDM"}', "scgen-diffusion 0.1+gabc"
-    rows.loc[0, "versions"] = "scgen-diffusion 0.1+gold"
+    ).assign(metric="auc_genes", real=0.5, better="lower", settings="", commit="abc", date="2100-01-01")
+    rows.loc[rows["method"] == "SCLDM", "settings"] = '{"class": "SCLDM"}'
+    rows.loc[0, "date"] = "2020-01-01"  # before the cells of SCLDM last changed
 
     lines = report.quality_table(rows, {"3 sets": ["a", "b", "c"]}, list(values), {"auc_genes": "AUC"}).splitlines()[2:]
 
