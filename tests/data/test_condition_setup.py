@@ -8,8 +8,8 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_conditions, keys_to_check
-from scgen_diffusion.data._condition_setup import keys_of_state
+from scgen_diffusion.data import ConditionField, ConditionSetup, encode_conditions
+from scgen_diffusion.data._condition_setup import keys_of_state, labels_of
 
 N = 12
 TABLE = pd.DataFrame(np.eye(4, 3), index=["A", "B", "C", "NEW"])
@@ -29,7 +29,8 @@ def adata():
 
 
 def setup(adata, categorical=(), continuous=(), sets=(), controls=None, embeddings=None):
-    return ConditionSetup.of(categorical, continuous, sets, controls, embeddings)
+    given = {"condition_keys": categorical, "continuous_condition_keys": continuous, "set_condition_keys": sets}
+    return ConditionSetup.of({**given, "control_values": controls, "condition_embeddings": embeddings})
 
 
 def test_keys_come_in_the_order_categorical_continuous_sets(adata):
@@ -233,16 +234,16 @@ def test_names_of_columns_that_files_of_synthetic_cells_need_are_taken(adata, ki
     ],
 )
 def test_every_cell_has_a_label(adata, names, values, error, words):
-    check_conditions(adata, ["type", "dose"])
+    assert list(labels_of(adata, ["type", "dose"])) == ["type", "dose"]
     adata.obs["cell/type"] = adata.obs["type"]
     if values is not None:
         adata.obs["type"] = values
     with pytest.raises(error, match=words):
-        check_conditions(adata, names)
+        labels_of(adata, names)
 
 
 def test_cells_without_a_number_are_not_said_to_lack_a_label(adata):
     keys = setup(adata, ["type"], ["dose"]).keys_of(adata)
     adata.obs.loc["c1", "dose"] = np.nan
     with pytest.raises(ValueError, match="dose"):
-        check_conditions(adata, *keys_to_check(keys))
+        encode_conditions(adata, keys)

@@ -39,11 +39,9 @@ from ._condition_setup import (
     SEPARATOR,
     ConditionField,
     ConditionSetup,
-    check_conditions,
     encode_conditions,
     expression_state,
     extend_tables,
-    keys_to_check,
     registered_genes,
     registered_keys,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -33,11 +32,10 @@ from ._condition_keys import check_numbers
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
-    check_conditions,
     encode_conditions,
     extend_keys,
     extend_tables,
-    keys_to_check,
+    labels_of,
     registered_genes,
     registered_keys,
 )
@@ -117,14 +115,7 @@ class CellFiles:
         values: Literal["counts", "log1p"] = "counts",
         window_size: int = WINDOW_SIZE,
     ) -> None:
-        self.files: list[AnnDataFile] = []
-        with ExitStack() as refused:  # a notebook keeps the traceback, and with it open files, which none can mend
-            refused.callback(self.close)
-            self._open(paths, window_size, layer, genes, values)
-            setup = ConditionSetup.picked_from(locals())
-            cells = self._read_tables(setup.names, setup.continuous_condition_keys)
-            self._register(setup, setup.keys_of(cells), cells)
-            refused.pop_all()
+        self._fill(paths, genes, window_size, locals())
 
     @classmethod
     def like(
@@ -150,41 +141,49 @@ class CellFiles:
         paths, window_size
             As in :class:`CellFiles`.
         """
-        setup, by_key = ConditionSetup.picked_from(arguments := registry["setup_args"]), registered_keys(registry)
+        arguments, by_key, genes = registry["setup_args"], registered_keys(registry), list(registered_genes(registry))
         if "layer" not in arguments:
             msg = "The model reads several modalities, which cannot stay in files: read them with `mudata.read_h5mu`."
             raise ValueError(msg)
-        cells, genes = cls.__new__(cls), list(registered_genes(registry))
-        cells.files = []
-        with ExitStack() as refused:
-            refused.callback(cells.close)
-            cells._open(paths, window_size, arguments["layer"], genes, arguments["values"])
-            names, numbers, _ = keys_to_check(by_key)
-            found = cells._read_tables(names, numbers)
-            if new_values:
-                tables = extend_tables(setup.condition_embeddings, condition_embeddings)
-                setup = ConditionSetup.picked_from({**vars(setup), "condition_embeddings": tables})
-                by_key = extend_keys(by_key, found, setup.condition_embeddings)
-            cells._register(setup, by_key, found)
-            refused.pop_all()
+        if new_values:
+            tables = extend_tables(arguments["condition_embeddings"], condition_embeddings)
+            arguments = {**arguments, "condition_embeddings": tables}
+        cells = cls.__new__(cls)
+        cells._fill(paths, genes, window_size, arguments, by_key, new_values=new_values)
         return cells
 
-    def _open(
+    def _fill(
         self,
         paths: Paths,
-        window_size: int,
-        layer: str | None,
         genes: Sequence[str] | str | None,
-        values: Literal["counts", "log1p"],
+        window_size: int,
+        arguments: Mapping[str, Any],
+        by_key: Sequence[ConditionKey] | None = None,
+        *,
+        new_values: bool = False,
     ) -> None:
-        """Open the files, and check their values."""
-        self.layer, self.values = layer, values
-        for path in list_paths(paths):
-            self.files += open_anndata_files(path)
-        self.var, matrices = matrices_of_genes(self.files, layer, genes)
-        self.matrix = JoinedMatrix(matrices)
+        """Open files, check their values, and encode the conditions by known keys, or by keys that are learned.
+
+        ``arguments`` are those of ``setup_anndata``.
+        """
+        self.layer, self.values, setup = arguments["layer"], arguments["values"], ConditionSetup.of(arguments)
         self.window_size = check_count("window_size", window_size)
-        self._totals = self._check_cells(matrices)
+        self.files: list[AnnDataFile] = []
+        try:
+            for path in list_paths(paths):
+                self.files += open_anndata_files(path)
+            self.var, matrices = matrices_of_genes(self.files, self.layer, genes)
+            self.matrix = JoinedMatrix(matrices)
+            self._totals = self._check_cells(matrices)
+            cells = self._read_conditions(setup.names, setup.continuous_condition_keys)
+            if by_key is None:
+                by_key = setup.keys_of(cells)
+            elif new_values:
+                by_key = extend_keys(by_key, cells, setup.condition_embeddings)
+            self._register(setup, by_key, cells)
+        except Exception:  # a notebook keeps the traceback, and with it open files, which none can mend
+            self.close()
+            raise
 
     def _check_cells(self, matrices: Sequence[FileMatrix]) -> np.ndarray:
         """Check all values, part by part, and return the row sums."""
@@ -199,12 +198,12 @@ class CellFiles:
             found.append(totals)
         return np.concatenate(found)
 
-    def _read_tables(self, names: Sequence[str], numbers: Sequence[str]) -> ReadTables:
+    def _read_conditions(self, names: Sequence[str], numbers: Sequence[str] = ()) -> ReadTables:
         """Read columns and arrays of all cells."""
         obsm = read_arrays(self.files, numbers)
         return ReadTables(self.read_columns([name for name in names if name not in obsm]), obsm)
 
-    def read_columns(self, names: Iterable[str], kind: str = "condition") -> pd.DataFrame:
+    def read_columns(self, names: Iterable[str]) -> pd.DataFrame:
         """Read columns of ``obs``; classes are the union over files, and text becomes classes.
 
         Classes keep their order if all files have the same ones in the same order, as in ``anndata.concat``.
@@ -213,8 +212,6 @@ class CellFiles:
         ----------
         names
             Names of the columns.
-        kind
-            What the columns are, for messages.
 
         Raises
         ------
@@ -225,7 +222,7 @@ class CellFiles:
         for name in names:
             for file in self.files:
                 if name not in (known := file.keys("obs")):
-                    msg = f"The {kind} key {name!r} is not in obs of {file.name}. {known_names(name, known)}"
+                    msg = f"The key {name!r} is not in obs of {file.name}. {known_names(name, known)}"
                     raise KeyError(msg)
             joined = pd.concat([file.column(name) for file in self.files], ignore_index=True)
             is_text = joined.dtype == object or pd.api.types.is_string_dtype(joined.dtype)
@@ -282,9 +279,7 @@ class CellFiles:
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
-        obs = self.read_columns(names, kind="match")
-        check_conditions(ReadTables(obs, {}), names)
-        return obs
+        return labels_of(self._read_conditions(names), names)
 
     def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
         """Return a loader of batches of dense expression and conditions, by their names in the registry.

@@ -7,8 +7,8 @@ scvi-tools' loaders read batches.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,16 +74,8 @@ class ConditionSetup:
     unlabeled_category: str | None = None
 
     @classmethod
-    def of(
-        cls,
-        condition_keys: Sequence[str] | None,
-        continuous_condition_keys: Sequence[str] | None,
-        set_condition_keys: Sequence[str] | Mapping[str, str] | None,
-        control_values: Mapping[str, Any] | None,
-        condition_embeddings: Mapping[str, pd.DataFrame] | None,
-        unlabeled_category: str | None = None,
-    ) -> ConditionSetup:
-        """Return the setup of arguments of ``setup_anndata``, with embeddings in single precision.
+    def of(cls, given: Mapping[str, Any]) -> ConditionSetup:
+        """Return the setup of the arguments of a function or a registry, which may have others, or lack new ones.
 
         Raises
         ------
@@ -93,9 +85,12 @@ class ConditionSetup:
             For a name that is listed twice, or that generated cells use; for control values and embeddings that do not
             fit; for ``unlabeled_category`` without classes.
         """
-        categorical = check_names(condition_keys, "condition_keys")
-        continuous = check_names(continuous_condition_keys, "continuous_condition_keys")
-        if not isinstance(sets := set_condition_keys, Mapping):
+        categorical, continuous = (
+            check_names(given.get(name), name) for name in ("condition_keys", "continuous_condition_keys")
+        )
+        controls, embeddings = given.get("control_values"), given.get("condition_embeddings")
+        unlabeled = given.get("unlabeled_category")
+        if not isinstance(sets := given.get("set_condition_keys"), Mapping):
             sets = dict.fromkeys(check_names(sets, "set_condition_keys"), SEPARATOR)
         listed = [*categorical, *continuous, *sets]
         if reserved := [name for name in (SYNTHETIC, NAME_OF_INDEX) if name in listed]:
@@ -104,41 +99,31 @@ class ConditionSetup:
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
             raise ValueError(msg)
-        for argument, given, known in (
-            ("control_values", control_values, listed),
-            ("condition_embeddings", condition_embeddings, [*categorical, *sets]),
+        for argument, by_name, known in (
+            ("control_values", controls, listed),
+            ("condition_embeddings", embeddings, [*categorical, *sets]),
         ):
-            if not isinstance(given, Mapping | None):
-                msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
+            if not isinstance(by_name, Mapping | None):
+                msg = f"`{argument}` must be a mapping from condition keys, but found {type(by_name).__name__}."
                 raise TypeError(msg)
-            if wrong := [name for name in given or () if name not in known]:
+            if wrong := [name for name in by_name or () if name not in known]:
                 msg = f"`{argument}` cannot be given for {wrong[0]!r}. {known_names(wrong[0], known)}"
                 raise ValueError(msg)
-        if not isinstance(unlabeled_category, str | None):
-            msg = f"`unlabeled_category` must be text, such as 'Unknown', but found {unlabeled_category!r}."
+        if not isinstance(unlabeled, str | None):
+            msg = f"`unlabeled_category` must be text, such as 'Unknown', but found {unlabeled!r}."
             raise TypeError(msg)
-        if unlabeled_category is not None and not categorical:
+        if unlabeled is not None and not categorical:
             msg = "`unlabeled_category` needs `condition_keys`; only these can lack labels."
             raise ValueError(msg)
-        tables = {name: _checked_table(name, table) for name, table in (condition_embeddings or {}).items()}
+        tables = {name: _checked_table(name, table) for name, table in (embeddings or {}).items()}
         for name in tables.keys() & set(categorical):
-            tables[name] = tables[name].drop(index=[unlabeled_category], errors="ignore")
-        return cls(categorical, continuous, dict(sets), dict(control_values or {}), tables, unlabeled_category)
-
-    @classmethod
-    def picked_from(cls, given: Mapping[str, Any]) -> ConditionSetup:
-        """Return the setup of the arguments of a function or a registry, which may have others, or lack new ones."""
-        return cls.of(**{option.name: given.get(option.name) for option in fields(cls)})
+            tables[name] = tables[name].drop(index=[unlabeled], errors="ignore")
+        return cls(categorical, continuous, dict(sets), dict(controls or {}), tables, unlabeled)
 
     @property
     def names(self) -> list[str]:
         """Names of the columns and arrays of classes, of numbers and of sets, in this order."""
         return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]
-
-    @property
-    def may_be_missing(self) -> Sequence[str]:
-        """Names of the columns of which cells may lack labels."""
-        return [] if self.unlabeled_category is None else self.condition_keys
 
     def keys_of(self, cells: AnnData | MuData) -> list[ConditionKey]:
         """Learn the keys from the training cells, in the order of :attr:`names`.
@@ -156,13 +141,16 @@ class ConditionSetup:
             If a column of classes looks like numbers, cell names or missing labels, or if every cell has all labels,
             although ``unlabeled_category`` is given.
         """
-        check_conditions(cells, self.names, self.continuous_condition_keys, self.may_be_missing)
-        obs, unlabeled = cells.obs, self.unlabeled_category
+        unlabeled, values = self.unlabeled_category, {}
+        for name in self.names:
+            may_be_missing = unlabeled is not None and name in self.condition_keys
+            sources = ("obs", "obsm") if name in self.continuous_condition_keys else ("obs",)
+            values[name] = condition_values(cells, name, sources, may_be_missing=may_be_missing)
         for name in self.condition_keys:
-            _check_classes(name, labeled_part(obs[name], unlabeled))
+            _check_classes(name, labeled_part(values[name], unlabeled))
         for name, separator in self.set_condition_keys.items():
-            _check_sets(name, obs[name], separator, self.control_values.get(name))
-        are_missing = np.any([are_unlabeled(obs[name], unlabeled) for name in self.condition_keys], axis=0)
+            _check_sets(name, values[name], separator, self.control_values.get(name))
+        are_missing = np.any([are_unlabeled(values[name], unlabeled) for name in self.condition_keys], axis=0)
         if unlabeled is not None and not are_missing.any():
             warn_user(f"`unlabeled_category` is {unlabeled!r}, which no cell has in {self.condition_keys}.")
         if are_missing.all():
@@ -170,12 +158,12 @@ class ConditionSetup:
             raise ValueError(msg)
         known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
         return [
-            *(CategoricalKey.of(name, obs[name], *known[name], unlabeled) for name in self.condition_keys),
+            *(CategoricalKey.of(name, values[name], *known[name], unlabeled) for name in self.condition_keys),
             *(
-                ContinuousKey.of(name, (obs if name in obs else cells.obsm)[name], self.control_values.get(name))
+                ContinuousKey.of(name, values[name], self.control_values.get(name))
                 for name in self.continuous_condition_keys
             ),
-            *(SetKey.of(name, obs[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
+            *(SetKey.of(name, values[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
         ]
 
 
@@ -247,18 +235,16 @@ def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
     return [key_from_state(state) for state in state_registry.get("keys", {}).values()]
 
 
-def keys_to_check(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of all keys, of those that hold numbers, and of those of which cells may lack labels."""
-    numbers = [key.name for key in by_key if key.is_numeric]
-    return [key.name for key in by_key], numbers, [key.name for key in by_key if key.may_be_missing]
+def values_of_key(cells: AnnData | MuData, key: ConditionKey) -> Any:
+    """Return the values of cells for a known key, after the checks of :func:`condition_values`."""
+    return condition_values(cells, key.name, (key.source,), may_be_missing=key.may_be_missing)
 
 
 def encode_conditions(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:
-    """Return the codes of all keys, ``(cells, columns)``, after :func:`check_conditions`."""
-    check_conditions(cells, *keys_to_check(by_key))
+    """Return the codes of all keys, ``(cells, columns)``."""
     codes = np.zeros((len(cells.obs), sum(key.n_columns for key in by_key)))
     for key, columns in with_columns(by_key):
-        codes[:, columns] = key.encode_cells(getattr(cells, key.source)[key.name], key.source)
+        codes[:, columns] = key.encode_cells(values_of_key(cells, key), key.source)
     return codes
 
 
@@ -266,8 +252,7 @@ def extend_keys(
     by_key: Sequence[ConditionKey], cells: AnnData | MuData, tables: Mapping[str, pd.DataFrame]
 ) -> list[ConditionKey]:
     """Return keys that have learned the values of other cells, or of the rows of extended embedding tables."""
-    check_conditions(cells, *keys_to_check(by_key))
-    return [key.extended(getattr(cells, key.source)[key.name], tables.get(key.name)) for key in by_key]
+    return [key.extended(values_of_key(cells, key), tables.get(key.name)) for key in by_key]
 
 
 def extend_tables(
@@ -294,39 +279,45 @@ def extend_tables(
     return extended
 
 
-def check_conditions(
-    cells: AnnData | MuData,
-    keys: Sequence[str],
-    numbers: Collection[str] = (),
-    may_be_missing: Collection[str] = (),
-) -> None:
-    """Raise unless every key is a column of ``obs`` with a value for every cell.
+def condition_values(
+    cells: AnnData | MuData, name: str, sources: Sequence[str] = ("obs",), *, may_be_missing: bool = False
+) -> Any:
+    """Return an array of ``obsm``, or a column of ``obs`` with a value for every cell, unless these ``may_be_missing``.
 
-    Those of ``numbers`` hold numbers, and may be arrays of ``obsm`` instead. Cells may lack labels of those in
-    ``may_be_missing``.
+    Raises
+    ------
+    KeyError
+        If none of the ``sources`` has it.
+    ValueError
+        If several have it, cells lack a value, or files cannot have the name.
     """
-    for key in keys:
-        if "/" in str(key):
-            msg = f"The key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it."
-            raise ValueError(msg)
-        is_array = key in numbers and key in cells.obsm
-        if is_array and key in cells.obs:
-            msg = f"The condition key {key!r} is in obs and in obsm; rename one of them."
-            raise ValueError(msg)
-        if is_array:
-            continue
-        if key not in cells.obs:
-            known = [*cells.obs, *(cells.obsm if key in numbers else ())]
-            msg = f"The key {key!r} is neither in obs nor an array of numbers. {known_names(key, known)}"
-            raise KeyError(msg)
-        check_distinct_columns(cells.obs[[key]].columns, "obs")
-        missing = cells.obs[key].isna()
-        if missing.any() and key not in may_be_missing:
-            msg = (
-                f"obs[{key!r}] has no value for {missing.sum()} cells. Remove them, or give them one; `condition_keys` "
-                "may lack labels with `unlabeled_category='Unknown'`."
-            )
-            raise ValueError(msg)
+    if "/" in str(name):
+        msg = f"The key {name!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it."
+        raise ValueError(msg)
+    found = [source for source in sources if name in getattr(cells, source)]
+    if not found:
+        known = known_names(name, [one for source in sources for one in getattr(cells, source)])
+        msg = f"The condition key {name!r} is not in {' or '.join(sources)}. {known}"
+        raise KeyError(msg)
+    if len(found) > 1:
+        msg = f"The condition key {name!r} is in {' and in '.join(found)}; rename one of them."
+        raise ValueError(msg)
+    if found == ["obsm"]:
+        return cells.obsm[name]
+    check_distinct_columns(cells.obs[[name]].columns, "obs")
+    n_missing = cells.obs[name].isna().sum()
+    if n_missing and not may_be_missing:
+        msg = (
+            f"obs[{name!r}] has no value for {n_missing} cells. Remove them, or give them one; `condition_keys` may "
+            "lack labels with `unlabeled_category='Unknown'`."
+        )
+        raise ValueError(msg)
+    return cells.obs[name]
+
+
+def labels_of(cells: AnnData | MuData, names: Sequence[str]) -> pd.DataFrame:
+    """Return columns of ``obs`` with a label for every cell."""
+    return pd.DataFrame({name: condition_values(cells, name) for name in names}, index=cells.obs.index)
 
 
 def _check_classes(name: str, column: pd.Series) -> None:

@@ -281,7 +281,7 @@ class Source:
             read_rows, log_base = cells.read_values, _log_base_of_files(cells, name)
             names = cells.obs_names
             if groupby:
-                cells = AnnData(obs=cells.read_columns(as_list(groupby), kind="groupby").set_axis(names))
+                cells = AnnData(obs=cells.read_columns(as_list(groupby)).set_axis(names))
         else:
             # read once, because a view of an AnnData copies its values on every access
             matrix, log_base = matrix_of(cells, layer, name, is_generated=name not in REAL)

@@ -290,7 +290,7 @@ class DiffusionModel(BaseModelClass):
         setup_method_args = cls._get_setup_method_args(**locals())
         refuse_unknown(kwargs)
         check_is_anndata(adata, "adata")
-        setup = ConditionSetup.picked_from(setup_method_args["setup_args"])
+        setup = ConditionSetup.of(setup_method_args["setup_args"])
         setup_method_args["setup_args"] |= vars(setup)
         check_expression(adata, layer, values)
         fields = [

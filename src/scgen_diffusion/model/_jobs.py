@@ -24,7 +24,6 @@ from scgen_diffusion.data import (
     digest_of,
     drop_unused_categories,
     have_labels,
-    keys_to_check,
     part_of,
     stack_rows,
 )
@@ -316,7 +315,7 @@ def control_cells(conditions: Conditions, source: GivenCells | CellFiles, condit
     """Return given cells with their new conditions, checked."""
     own, condition = source.codes, conditions.as_table(condition)
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
-        *_, may_lack = keys_to_check(conditions.by_key)
+        may_lack = [key.name for key in conditions.by_key if key.may_be_missing]
         msg = (
             f"{n_unlabeled} of {len(own)} cells lack a label in {may_lack}, so it is not known under which conditions "
             "they were measured. Label them, or leave them out."

@@ -157,7 +157,7 @@ class MULTISCLDM(SCLDM):
             likelihoods, layers = (dict(known["setup_args"][name]) for name in ("modalities", "layers"))
         else:
             likelihoods, layers = resolve_modalities(mdata, modalities, layers)
-        setup = ConditionSetup.picked_from(setup_method_args["setup_args"])
+        setup = ConditionSetup.of(setup_method_args["setup_args"])
         setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **vars(setup)}
         fields = [ModalitiesField(likelihoods, layers), ConditionField(setup)]
         manager = AnnDataManager(
