@@ -1,6 +1,5 @@
 """SCLDM's module: every architecture learns, effects of conditions beside it, averaged weights, bounded memory."""
 
-import numpy as np
 import pytest
 import torch
 from builders import TINY
@@ -80,15 +79,10 @@ def test_latents_are_sampled_on_their_own_scale(monkeypatch):
     monkeypatch.setattr(module, "draw_cells", lambda z, *_, **__: z)
     module.standardise_latents(torch.full((2, 4), 5.0), torch.full((2, 4), 0.1))
 
-    z = module.sample_cells(
-        torch.zeros(64, 0).long(),
-        Generators(0, range(64)),
-        guidance=Guidance(Joint().terms([])),
-        sampler=FLOW_SAMPLERS["euler"],
-        n_steps=2,
-        library_size=np.full(64, 100.0),
-        n_wanted=64,
-    )
+    condition, generators = torch.zeros(64, 0).long(), Generators(0, range(64))
+    denoiser = module.denoiser(condition, Guidance(Joint().terms([])))
+    states = FLOW_SAMPLERS["euler"](denoiser, module.draw_noise(generators), n_steps=2)
+    z = module.cells_of(states, lambda z: torch.full((64,), 100.0), generators, condition, "counts")
 
     assert z.mean().item() == pytest.approx(5, abs=0.3)  # an untrained prior moves noise little
     assert z.std().item() == pytest.approx(0.1, rel=0.3)

@@ -118,14 +118,10 @@ def test_a_network_that_knows_the_data_samples_it(profiles, sampler):
             return known.expand_as(x_t)
 
     module.averaged_network = Oracle()
-    sampled = module.sample_cells(
-        torch.zeros(5, 0).long(),
-        Generators(0, range(5)),
-        guidance=Guidance(Joint().terms([])),
-        sampler=sampler,
-        n_steps=20,
-        n_wanted=5,
-    )
+    condition, generators = torch.zeros(5, 0).long(), Generators(0, range(5))
+    denoiser = module.denoiser(condition, Guidance(Joint().terms([])))
+    states = sampler(denoiser, module.draw_noise(generators), n_steps=20, generators=generators)
+    sampled = module.cells_of(states, None, generators, condition, "log1p")
 
     assert torch.equal(sampled == 0, (profiles[:1] == 0).expand(5, -1))
     torch.testing.assert_close(sampled, profiles[:1].expand(5, -1), atol=1e-2, rtol=1e-3)

@@ -69,13 +69,6 @@ class Generators:
         """Draw numbers uniformly from ``[0, 1)``, ``(n, *shape)``."""
         return self._draw(torch.rand, shape, dtype)
 
-    def first(self, n: int) -> Generators:
-        """Return generators that draw the same numbers, but keep only those of the first ``n`` samples."""
-        few = copy(self)
-        few._blocks, few._rows = self._blocks[:n], self._rows[:n]
-        few._are_whole_blocks = self._are_whole_blocks and n >= len(self)
-        return few
-
     def apart(self, number: int = 1) -> Generators:
         """Return generators of other numbers for the same samples; drawing from them does not shift the others."""
         other = copy(self)

@@ -338,29 +338,32 @@ class CellGenerator:
 
     def _make_block(self, request: CellRequest, first: int, *, stop: int) -> tuple[Rows, np.ndarray]:
         """Make a whole block of cells, and return those before ``stop`` with their codes."""
-        module, sampling, totals = self.module, request.sampling, request.library_size
+        module, sampling = self.module, request.sampling
         cells = np.arange(first, first + self.block_size)
-        rows, n_wanted = np.minimum(cells, request.n_cells - 1), min(stop - first, len(cells))
         generators = Generators(request.seed, cells.tolist(), module.device)
+        rows = np.minimum(cells, request.n_cells - 1)
         asked = request.codes[rows]
         starts = self.start_conditions(asked, sampling.guidance)
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(starts, generators.uniform().cpu().numpy())
         codes = np.where(asked == OPEN, drawn, asked)
-        sample = partial(
-            module.sample_cells,
-            module.condition_tensor(codes),
-            guidance=sampling.guidance,
-            sampler=sampling.sampler,
-            n_steps=sampling.n_steps,
-            library_size=None if totals is None else totals[rows],
-            output=sampling.output,
-            n_wanted=n_wanted,
-            start_condition=module.condition_tensor(drawn) if (starts != asked).any() else None,
-            lacking=None if request.lacking is None else request.lacking.of(asked),
-        )
-        x = rows_of(module.redraw_empty(sample, generators), sparse=module.has_zeros(sampling.output))
-        return x, codes[:n_wanted]
+        start, condition = module.condition_tensor(drawn), module.condition_tensor(codes)
+        known, shown = (module.condition_columns.keep(given, sampling.guidance.keys) for given in (start, condition))
+        denoiser = module.denoiser(start, sampling.guidance)
+        totals = None if request.library_size is None else request.library_size[rows]
+        lacking = None if request.lacking is None else request.lacking.of(asked)
+
+        def draw(generators: Generators) -> Tensor:
+            options: dict[str, Any] = {"n_steps": sampling.n_steps, "generators": generators}
+            noise = module.initial_states(known, generators, totals)
+            states = sampling.sampler(denoiser, noise, **options)
+            if (starts != asked).any():
+                states = module.perturbed_latents(states, start, condition, sampling.sampler, **options)
+            draw_totals = partial(module.draw_totals, totals, generators, shown)
+            return module.cells_of(states, draw_totals, generators, shown, sampling.output, lacking=lacking)
+
+        x, n_wanted = module.redraw_empty(draw, generators), stop - first
+        return rows_of(x[:n_wanted], sparse=module.has_zeros(sampling.output)), codes[:n_wanted]
 
     def _predict_block(
         self, request: Counterfactual, block: tuple[Tensor, np.ndarray, int]
@@ -392,10 +395,10 @@ class CellGenerator:
                 wanted = torch.from_numpy(sizes[positions]).to(measured)
                 return torch.where(wanted.isnan(), measured, wanted)
 
-            how = {"output": sampling.output, "keep_residuals": request.keep_residuals, "n_wanted": n_wanted}
-            return module.predict_cells(x, move, draw_totals, generators, **how, **by_flow)[:n_wanted]
+            how = {"output": sampling.output, "keep_residuals": request.keep_residuals, **by_flow}
+            return module.predict_cells(x, move, draw_totals, generators, **how)
 
-        values = module.redraw_empty(predict, generators)
+        values = module.redraw_empty(predict, generators)[:n_wanted]
         rows = rows_of(values, sparse=module.has_zeros(sampling.output))
         if request.group is None:
             return rows, None

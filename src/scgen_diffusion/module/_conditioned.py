@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -114,57 +113,6 @@ class ConditionedModule(BaseModuleClass):
         moved = self.perturbation_flow.move(states, new, sampler=sampler, **options)
         return torch.where(expand_like((own == new).all(1), states), states, moved)
 
-    def sample_cells(
-        self,
-        condition: Tensor,
-        generators: Generators,
-        *,
-        guidance: Guidance,
-        sampler: Sampler,
-        n_steps: int | None = None,
-        library_size: np.ndarray | None = None,
-        output: InputValues = "log1p",
-        n_wanted: int,
-        start_condition: Tensor | None = None,
-        lacking: Tensor | None = None,
-    ) -> Tensor:
-        """Generate cells, some of which may be empty, see :meth:`redraw_empty`.
-
-        Parameters
-        ----------
-        condition
-            ``(block, columns)``.
-        generators
-            One random generator per cell.
-        guidance, sampler, n_steps
-            Sampling options.
-        library_size
-            Total counts ``(block, ...)``; None: drawn for what is generated.
-        output
-            ``"counts"`` or ``"log1p"``; ignored by modules that return only one of them.
-        n_wanted
-            Number of cells to return, from the start of the block.
-        start_condition
-            Conditions ``(block, columns)`` to generate under; the flow then moves the cells to ``condition``.
-            None: ``condition`` itself.
-        lacking
-            Changes of log-normalised means ``(block, genes)`` that the decoder lacks.
-
-        Returns
-        -------
-        Tensor
-            ``(n_wanted, genes)``.
-        """
-        given = condition if start_condition is None else start_condition
-        known, shown = (self.condition_columns.keep(codes, guidance.keys) for codes in (given, condition))
-        options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
-        start = self.initial_states(known, generators, library_size)
-        states = sampler(self.denoiser(given, guidance), start, **options)
-        if start_condition is not None:
-            states = self.perturbed_latents(states, start_condition, condition, sampler, **options)
-        draw_totals = partial(self.draw_totals, library_size, generators, shown)
-        return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output, lacking=lacking)[:n_wanted]
-
     def redraw_empty(self, draw: Callable[[Generators], Tensor], generators: Generators, number: int = 0) -> Tensor:
         """Draw cells ``(cells, genes)``, and those without any count again until they have one, as training cells do.
 
@@ -191,9 +139,15 @@ class ConditionedModule(BaseModuleClass):
 
     @abstractmethod
     def cells_of(
-        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any
+        self,
+        states: Tensor,
+        draw_totals: TensorMap,
+        generators: Generators,
+        shown: Tensor,
+        output: InputValues,
+        **_: Any,
     ) -> Tensor:
-        """Turn finished states ``(block, ...)`` into cells ``(block, genes)``; or only those that are wanted.
+        """Turn finished states ``(block, ...)`` into cells ``(block, genes)``.
 
         Parameters
         ----------
@@ -201,14 +155,14 @@ class ConditionedModule(BaseModuleClass):
             States at the end of the path.
         draw_totals
             Maps latents or profiles to total counts ``(block, ...)``.
-        wanted
-            Random generators of the wanted cells, the first ones of the block.
+        generators
+            One random generator per cell.
         shown
             Conditions whose effects are added, ``(block, columns)``.
         output
             ``"counts"`` or ``"log1p"``.
         lacking
-            As in :meth:`sample_cells`; ignored by modules without a perturbation flow.
+            Changes of log-normalised means ``(block, genes)`` that the decoder lacks; only after a perturbation flow.
         """
 
     @abstractmethod
@@ -229,13 +183,11 @@ class ConditionedModule(BaseModuleClass):
             One random generator per cell.
         output, keep_residuals
             Counts or profiles; whether cells keep their own residuals, ignored without the choice.
-        n_wanted
-            Number of cells that are wanted, from the start of the block.
 
         Returns
         -------
         Tensor
-            ``(block, genes)``, or only the wanted cells.
+            ``(block, genes)``.
         """
 
     def draw_totals(

@@ -362,20 +362,20 @@ class SCLDMModule(ConditionedModule):
         self,
         states: Tensor,
         draw_totals: TensorMap,
-        wanted: Generators,
+        generators: Generators,
         shown: Tensor,
         output: InputValues,
         *,
         lacking: Tensor | None = None,
     ) -> Tensor:
-        """Decode standardised latents and draw cells ``(n_wanted, genes)``.
+        """Decode standardised latents and draw cells ``(block, genes)``.
 
         Cells with totals below those of training are thinned, so that outliers do not add far more counts.
         """
         z = self.unstandardise(states)
         totals = draw_totals(z).reshape(len(z), -1)
         raised = self._raised(totals)
-        return self.draw_cells(self.decode(z, raised, shown, lacking), wanted, kept=totals / raised)
+        return self.draw_cells(self.decode(z, raised, shown, lacking), generators, kept=totals / raised)
 
     def predict_cells(
         self,
@@ -386,10 +386,9 @@ class SCLDMModule(ConditionedModule):
         output: InputValues = "counts",
         *,
         keep_residuals: bool = True,
-        n_wanted: int,
         perturbed: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> Tensor:
-        """Move the latents of cells ``x (block, genes)`` to new conditions and decode them, ``(n_wanted, genes)``.
+        """Move the latents of cells ``x (block, genes)`` to new conditions and decode them, ``(block, genes)``.
 
         If the flow moves them, ``perturbed`` has their own and new conditions ``(block, columns)``, and further
         changes that the decoder lacks.
@@ -403,10 +402,9 @@ class SCLDMModule(ConditionedModule):
         decoded = self.generative(new_z, raised)
         if perturbed is not None:
             decoded = self.with_missed_changes(decoded, states, *perturbed)
-        wanted = generators.first(n_wanted)
         if keep_residuals:
-            return self.counterfactual_cells(x, z, decoded, wanted)
-        return self.draw_cells(decoded, wanted, kept=totals / raised)
+            return self.counterfactual_cells(x, z, decoded, generators)
+        return self.draw_cells(decoded, generators, kept=totals / raised)
 
     def standardise(self, z: Tensor) -> Tensor:
         """Scale latents for the prior, both ``(cells, tokens, n_latent)``."""
@@ -429,17 +427,16 @@ class SCLDMModule(ConditionedModule):
     def draw_cells(
         self, decoded: Mapping[str, Tensor], generators: Generators, *, kept: Tensor | None = None, number: int = 0
     ) -> Tensor:
-        """Draw a cell by each generator from decoded latents, of which only the first are drawn with fewer generators.
+        """Draw a cell from each of the decoded latents.
 
         With ``kept (cells, ...)``, they keep only this share of their molecules. ``number`` tells several draws of the
         same cells apart.
         """
-        parameters = self.likelihood.parameters_per_cell(**decoded)[: len(generators)]
-        kept = None if kept is None or (kept == 1).all() else kept[: len(generators)]
+        parameters = self.likelihood.parameters_per_cell(**decoded)
 
         def draw(generators: Generators) -> Tensor:
             cells = self.likelihood.sample(parameters, generators)
-            if kept is None:
+            if kept is None or (kept == 1).all():
                 return cells
             uniform = generators.uniform(cells.shape[1], dtype=torch.float64)  # the last draw, so that other cells stay
             return draw_binomial(uniform, cells, self.spread(kept))
@@ -496,14 +493,11 @@ class SCLDMModule(ConditionedModule):
     def counterfactual_cells(
         self, x: Tensor, z: Tensor, decoded: Mapping[str, Tensor], generators: Generators
     ) -> Tensor:
-        """Draw cells ``x (cells, genes)`` with latents ``z`` anew for other outputs of the decoder.
-
-        With fewer generators than cells, only the first cells are drawn.
-        """
+        """Draw cells ``x (cells, genes)`` with latents ``z`` anew for other outputs of the decoder."""
         before = self.likelihood.parameters_per_cell(**self.generative(z, self.totals(x)))
         after = self.likelihood.parameters_per_cell(**decoded)
-        wanted = [values[: len(generators)] for values in (self.modelled_values(x), before, after)]
-        return self.redraw_empty(partial(self.likelihood.counterfactual, *wanted), generators)
+        draw = partial(self.likelihood.counterfactual, self.modelled_values(x), before, after)
+        return self.redraw_empty(draw, generators)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set mean and scale of the latents for the prior, each ``(tokens, n_latent)``."""

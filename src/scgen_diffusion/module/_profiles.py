@@ -261,7 +261,13 @@ class ProfileModule(GeneSpaceModule):
         return Denoiser(field, self.path, self.network.target)
 
     def cells_of(
-        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any
+        self,
+        states: Tensor,
+        draw_totals: TensorMap,
+        generators: Generators,
+        shown: Tensor,
+        output: InputValues,
+        **_: Any,
     ) -> Tensor:
         """Turn generated values into profiles or counts ``(block, genes)``."""
         return self._profiles_or_counts(states, draw_totals, output)
