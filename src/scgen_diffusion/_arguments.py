@@ -76,13 +76,9 @@ def as_list(names: str | Iterable[str] | None) -> list[str]:
 def known_names(name: object, known: Sequence[object]) -> str:
     """List the known names in a sentence, closest to ``name`` first, whatever the case."""
     by_text = {str(k): k.item() if hasattr(k, "item") else k for k in known}  # numpy's numbers as Python's own
-    matcher = SequenceMatcher(b=str(name).casefold())
-
-    def likeness(text: str) -> float:
-        matcher.set_seq1(text.casefold())
-        return matcher.ratio()
-
-    closest = sorted(by_text, key=likeness, reverse=True)[:N_KNOWN]
+    wanted = str(name).casefold()
+    likeness = {text: SequenceMatcher(None, text.casefold(), wanted).ratio() for text in by_text}
+    closest = sorted(by_text, key=likeness.__getitem__, reverse=True)[:N_KNOWN]
     return f"Known, closest first: {', '.join(repr(by_text[text]) for text in closest) or 'none'}."
 
 

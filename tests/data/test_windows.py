@@ -15,6 +15,9 @@ SIZES = {"batch_size": st.integers(1, 9), "block_size": st.integers(1, 20), "win
 class Numbers:
     """A matrix whose rows hold their numbers."""
 
+    def __init__(self, block_size):
+        self.block_size = block_size
+
     def read(self, rows):
         return rows[:, None]
 
@@ -22,9 +25,8 @@ class Numbers:
 def make_loader(indices, *, batch_size=4, block_size=8, window_size=16, **process):
     indices = np.asarray(indices)
     batches = EpochBatches(len(indices), batch_size, **process) if process else None
-    sizes = {"block_size": block_size, "window_size": window_size}
     size = batch_size if batches is None else batches.batch_size
-    return WindowLoader(Numbers(), np.zeros((1000, 0)), indices, size, batches, **sizes)
+    return WindowLoader(Numbers(block_size), np.zeros((1000, 0)), indices, size, batches, window_size=window_size)
 
 
 def order_of(loader):

@@ -225,7 +225,7 @@ def test_a_table_that_was_written_and_read_has_the_same_summary(tmp_path):
     ("wrong", "error", "message"),
     [
         (table().drop(columns=["shuffled"]), ValueError, "shuffled"),
-        (table().assign(perturbation="STAT1"), ValueError, "perturbation"),
+        (table().assign(perturbation="STAT1"), ValueError, "`table`"),
         (pd.concat([table(), table()]), ValueError, "`table`"),
         (pd.concat([table().assign(modality=name) for name in ("rna", "prot")]), ValueError, "modalities"),
     ],

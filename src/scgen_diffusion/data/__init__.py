@@ -12,7 +12,6 @@ from ._checks import (
     check_names,
     check_natural_logarithms,
     check_not_empty,
-    check_one_modality,
     check_rows,
     check_unique_names,
     check_values,
@@ -57,7 +56,7 @@ from ._fold_changes import plant_fold_changes
 from ._gene_names import check_same_genes, pad_genes
 from ._generated import OF_CONTROL, PROVENANCE_KEY, build_anndata, build_mudata, drop_unused_categories
 from ._labels import JOIN, NO_LABEL, as_label, as_labels, join_labels
-from ._matrices import Rows, check_storage, check_structure, stack_rows, to_csr
+from ._matrices import Rows, check_storage, check_structure, read_rows, stack_rows, to_csr
 from ._mudata import (
     JOINED,
     ModalitiesField,

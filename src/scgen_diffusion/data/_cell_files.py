@@ -40,14 +40,14 @@ from ._condition_setup import (
     registered_keys,
 )
 from ._conditions import Conditions
-from ._matrices import JoinedMatrix
+from ._matrices import JoinedMatrix, read_rows
 from ._registered_cells import digest_of_cells, sampled_rows
 from ._windows import WINDOW_SIZE, Batches, WindowLoader
 
 if TYPE_CHECKING:
     from ._anndata_file import AnnDataFile
     from ._condition_keys import ConditionKey
-    from ._matrices import FileMatrix, Rows
+    from ._matrices import FileMatrix
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One file of cells, or several."""
@@ -294,8 +294,7 @@ class CellFiles:
             Seed, epoch and process of a training stage; default: ``indices`` in order.
         """
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-        sizes = {"block_size": self.matrix.block_size, "window_size": self.window_size}
-        return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
+        return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, window_size=self.window_size)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> anndata.AnnData:
         """Read some cells into memory: conditions in ``obs`` and ``obsm``, values in ``X`` and the layer.
@@ -311,17 +310,12 @@ class CellFiles:
             The cells, in the order of ``indices``.
         """
         rows = check_rows(indices, self.n_cells)
-        names, values = self.obs_names[rows], self.read_values(rows)
+        names, values = self.obs_names[rows], read_rows(self.matrix, rows)
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows])
         layers = {} if self.layer is None else {self.layer: values.copy()}  # X may be normalised in place
         uns: dict[str, Any] = {"log1p": {}} if self.values == "log1p" else {}
         return anndata.AnnData(values, obs=obs, var=self.var.copy(), uns=uns, layers=layers, obsm=obsm)
-
-    def read_values(self, rows: np.ndarray) -> Rows:
-        """Read expression ``(cells, genes)``, sparse or dense as stored, in the order of the row numbers."""
-        distinct, positions = np.unique(rows, return_inverse=True)
-        return self.matrix.read(distinct)[positions]
 
     def __repr__(self) -> str:
         names, conditions = ", ".join(file.name for file in self.files), [key.name for key in self.by_key]

@@ -30,28 +30,35 @@ COUNTS_ADVICE = "Give the layer with raw counts as `layer=...`, or set `values='
 def check_expression(
     adata: AnnData, layer: str | None, values: Literal["counts", "log1p"], advice: str = COUNTS_ADVICE
 ) -> None:
-    """Raise unless all cells hold the kind of values that ``values`` says; with advice, if they should be counts.
+    """Raise as :func:`expression_totals` does, and for cells without any count."""
+    check_not_empty(expression_totals(adata, layer, values, advice), adata.obs_names, check_layer(adata, layer))
+
+
+def expression_totals(
+    adata: AnnData, layer: str | None, values: Literal["counts", "log1p"], advice: str, owner: str = "adata"
+) -> np.ndarray:
+    """Return the row sums, ``(cells,)``, of cells that hold the kind of values that ``values`` says.
 
     Raises
     ------
     KeyError
         If there is no such layer.
     ValueError
-        For duplicate genes, values that are NaN, infinite or negative, fractional counts, logarithms that are integers,
-        too large or not natural by ``uns["log1p"]``, and cells without any count.
+        For duplicate genes, values that are NaN, infinite or negative, fractional counts (with advice), and logarithms
+        that are integers, too large or not natural by ``uns["log1p"]``.
     """
-    where = check_layer(adata, layer)
-    check_shape(adata, where)
+    where = check_layer(adata, layer, owner)
+    check_shape(adata, where, owner)
     matrix = values_in(adata, layer)
     if matrix is None:
-        msg = f"{where} is empty; give the layer with the {values} as `layer=...`."
+        msg = f"{where} is empty. {advice}"
         raise ValueError(msg)
     if layer is None and adata.raw is not None:
-        advice += " If `adata.raw` has the counts: `adata = adata.raw.to_adata()`, without `uns['log1p']`."
+        advice += f" If `{owner}.raw` has the counts: `{owner}.raw.to_adata()`, without `uns['log1p']`."
     totals = check_values(matrix, where, values, advice)
     if values == "log1p":
         check_natural_logarithms(adata.uns.get("log1p"), where)
-    check_not_empty(totals, adata.obs_names, where)
+    return totals
 
 
 def are_whole_numbers(matrix: Any) -> bool:
@@ -98,15 +105,6 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
         raise KeyError(msg)
     check_distinct_columns(cells.obs[[key]].columns, f"{name}.obs")
     return cells.obs[key]
-
-
-def check_one_modality(table: pd.DataFrame) -> None:
-    """Raise if a metric has rows of several modalities, whose values cannot be compared or averaged."""
-    for (metric, group), rows in table.groupby(["metric", "group"], sort=False) if "modality" in table else ():
-        modalities = list(rows["modality"].unique())
-        if len(modalities) > 1:
-            msg = f"`table` has several modalities of {metric!r} in {group!r}: {modalities}. Take one at a time."
-            raise ValueError(msg)
 
 
 def values_in(cells: AnnData, layer: str | None) -> Any:

@@ -187,6 +187,16 @@ class JoinedMatrix:
         return stack_rows(read)
 
 
+def read_rows(matrix: Any, rows: np.ndarray, name: str = "The matrix of values") -> Rows:
+    """Return rows of a matrix in memory, in a file, or in several joined ones, in the given order."""
+    if is_in_file(matrix):
+        matrix = JoinedMatrix([FileMatrix(matrix, name)])
+    if not isinstance(matrix, JoinedMatrix):
+        return matrix[rows]
+    distinct, positions = np.unique(rows, return_inverse=True)
+    return matrix.read(distinct)[positions]
+
+
 def stack_rows(parts: Sequence[Rows]) -> Rows:
     """Stack rows; the result is sparse if any part is. A single part is returned as it is."""
     if len(parts) == 1:

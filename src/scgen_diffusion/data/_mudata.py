@@ -18,14 +18,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, list_first
 
-from ._checks import (
-    check_layer,
-    check_names,
-    check_shape,
-    check_unique_names,
-    check_values,
-    values_in,
-)
+from ._checks import check_names, check_unique_names, expression_totals, values_in
 from ._gene_names import check_same_genes
 from ._matrices import exceeds_one
 
@@ -219,21 +212,15 @@ def check_modalities(
         adata, owner, layer = mdata[name], f"mdata[{name!r}]", layers.get(name)
         if are_known and mdata.n_obs and not adata.n_obs:  # a part of a MuData keeps modalities that its cells lack
             continue
-        where = check_layer(adata, layer, owner)
-        check_shape(adata, where, owner)
+        advice = f"Give the layer with raw counts as `layers={{{name!r}: ...}}`; models of MuData need counts."
+        found = expression_totals(adata, layer, "counts", advice, owner)
         check_unique_names(adata.obs_names, f"{owner}.obs_names")
         others = [mdata[other].obs_names for other in likelihoods if other != name]
         if others and not are_known and not any(adata.obs_names.isin(cells).any() for cells in others):
             msg = f"No cell of {owner} is in another modality. A cell must have the same name in every modality."
             raise ValueError(msg)
-        matrix = values_in(adata, layer)
-        if matrix is None:
-            msg = f"{where} is empty; give the layer with the counts as `layers={{{name!r}: ...}}`."
-            raise ValueError(msg)
-        advice = f"Give the layer with raw counts as `layers={{{name!r}: ...}}`; models of MuData need counts."
-        found = check_values(matrix, where, "counts", advice)
-        if likelihood == "bernoulli" and exceeds_one(matrix, where):
-            msg = f"{where} holds values above 1, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
+        if likelihood == "bernoulli" and exceeds_one(values_in(adata, layer), owner):
+            msg = f"{owner} holds values above 1, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
             raise ValueError(msg)
         totals[adata.obs_names] += found
     if (totals == 0).any():

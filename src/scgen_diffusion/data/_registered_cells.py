@@ -22,7 +22,7 @@ from ._condition_setup import (
     registered_keys,
 )
 from ._gene_names import check_same_genes
-from ._matrices import FileMatrix, JoinedMatrix, Rows, dense, is_in_file, row_sums
+from ._matrices import FileMatrix, JoinedMatrix, Rows, dense, is_in_file, read_rows, row_sums
 from ._mudata import JOINED
 from ._plain import digest_of
 from ._windows import WindowLoader, batch_of
@@ -79,9 +79,8 @@ class GivenCells:
         return self.cells.obs_names
 
     def read(self, rows: np.ndarray) -> Rows:
-        """Read the values of cells with ascending row numbers."""
-        matrix = self.matrix
-        return JoinedMatrix([FileMatrix(matrix, VALUES)]).read(rows) if is_in_file(matrix) else matrix[rows]
+        """Read the values of cells, in the order of the row numbers."""
+        return read_rows(self.matrix, rows)
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return a batch of cells in memory."""
@@ -93,8 +92,7 @@ class GivenCells:
         """Return a loader of the cells, in the order of ``batches`` or ``indices``; it reads files by windows."""
         rows = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         if is_in_file(self.matrix):
-            matrix = JoinedMatrix([FileMatrix(self.matrix, VALUES)])
-            return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=matrix.block_size)
+            return WindowLoader(JoinedMatrix([FileMatrix(self.matrix, VALUES)]), self.codes, rows, batch_size, batches)
         order = BatchSampler(range(len(rows)), batch_size, drop_last=False) if batches is None else batches
         workers = {"num_workers": settings.dl_num_workers, "persistent_workers": settings.dl_persistent_workers}
         own = torch.Generator() if batches is None else None  # reading leaves torch's random state alone

@@ -46,7 +46,7 @@ class WindowLoader:
     Parameters
     ----------
     matrix
-        Source of expression, whose ``read`` takes ascending row numbers.
+        Source of expression: ``read`` takes ascending row numbers, and ``block_size`` neighbours are read together.
     codes
         Conditions of all cells, ``(cells, columns)``.
     indices
@@ -55,8 +55,6 @@ class WindowLoader:
         Cells per batch.
     batches
         Seed, pass and process of a training stage; default: all cells in the given order.
-    block_size
-        Neighbouring rows read together.
     window_size
         Cells in memory together, rounded down to whole batches, at least one.
     """
@@ -71,12 +69,10 @@ class WindowLoader:
         batch_size: int,
         batches: Batches | None = None,
         *,
-        block_size: int,
         window_size: int = WINDOW_SIZE,
     ) -> None:
         self.matrix, self.codes, self.indices = matrix, codes, indices
-        self.batch_size, self.block_size = batch_size, block_size
-        self.window_size = max(window_size // batch_size, 1) * batch_size
+        self.batch_size, self.window_size = batch_size, max(window_size // batch_size, 1) * batch_size
         self.sampler = batches  # Lightning sets the epoch of an attribute with this name
 
     def __len__(self) -> int:
@@ -119,7 +115,8 @@ class WindowLoader:
         if sampler.seed is not None:
             rng = np.random.default_rng([sampler.seed, sampler.pass_number])
             # blocks begin at fixed rows, whichever cells are chosen, so that they fit the chunks of a file
-            limits = np.searchsorted(order, np.arange(self.block_size, order[-1] + 1, self.block_size))
+            size_of_block = self.matrix.block_size
+            limits = np.searchsorted(order, np.arange(size_of_block, order[-1] + 1, size_of_block))
             blocks = [block for block in np.split(order, limits) if len(block)]
             orders = [[blocks[number] for number in rng.permutation(len(blocks))] for _ in range(-(-size // share))]
             order = np.concatenate([*chain.from_iterable(orders)])

@@ -6,7 +6,7 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 
 from ._catalogue import CATALOGUE, GUESSING, excess_over_real
 from ._cells import ComparisonSpace, Expression, align_genes, expression_of
-from ._comparison import ALL, FIGURES, QUANTILE, Limits, Metric
+from ._comparison import ALL, COLUMNS, QUANTILE, Limits, Metric, check_columns, check_one_row_each
 from ._distribution import (
     classifier_auc,
     energy_distance,
@@ -16,7 +16,6 @@ from ._distribution import (
 )
 from ._evaluate import evaluate
 from ._genes import (
-    MIN_CELLS_TESTED,
     correlation,
     gene_correlation_similarity,
     gene_correlation_slope,
@@ -52,13 +51,8 @@ from ._safety import (
 from ._use import augmentation_gain, trts_accuracy, tstr_f1
 
 __all__ = [
-    "ALL",
     "CATALOGUE",
-    "FIGURES",
-    "GUESSING",
     "MIN_CELLS_PER_GROUP",
-    "MIN_CELLS_TESTED",
-    "QUANTILE",
     "ComparisonSpace",
     "Effect",
     "Expression",

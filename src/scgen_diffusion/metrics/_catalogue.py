@@ -478,7 +478,7 @@ _metric("Perturbations", "lower", needs=("control",), scopes=("perturbation",), 
 
 
 def _effects(comparison: Prediction) -> tuple[_perturbation.Effect, _perturbation.Effect]:
-    real, predicted, control = (side.moments for side in (comparison.real, comparison.synthetic, comparison.control))
+    real, predicted, control = comparison.real, comparison.synthetic, comparison.control
     return _perturbation.Effect(real, control), _perturbation.predicted_effect(predicted, real, control)
 
 
@@ -512,14 +512,14 @@ def specific_change_correlation(comparison: Prediction) -> float:
     """Correlation of changes against the mean response to training perturbations (Systema). Misses their size."""
     if comparison.mean_response is None:  # no training perturbation has control cells
         return float("nan")
-    reference = comparison.mean_response.moments.mean
-    return _genes.correlation(*(side.moments.mean - reference for side in (comparison.real, comparison.synthetic)))
+    reference = comparison.mean_response.mean
+    return _genes.correlation(*(side.mean - reference for side in (comparison.real, comparison.synthetic)))
 
 
 @_metric("Perturbations", "higher", needs=("control", "perturbations"), scopes=("perturbation",), bounds=SHARE)
 def perturbation_discrimination(comparison: Prediction) -> float:
     """Whether a predicted change is most like that of its own perturbation; guessing scores 0.5."""
-    return comparison.discriminate(comparison.synthetic.moments.mean - comparison.control.moments.mean)
+    return comparison.discriminate(comparison.synthetic.mean - comparison.control.mean)
 
 
 _effect_metric(_perturbation.de_overlap, "higher", SHARE, n_top=20)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
@@ -28,6 +27,7 @@ from scgen_diffusion.data import (
     layer_of,
     make_indexable,
     obs_column,
+    read_rows,
     to_csr,
     values_in,
 )
@@ -247,8 +247,8 @@ class Source:
         Names of the cells.
     labels
         Groups, `(cells,)`; None without ``groupby``.
-    values
-        Function that returns the values at given positions as they are, CSR, in the given order.
+    matrix, columns
+        Values as they are, in memory or in files, and the columns of the genes.
     log_base
         Base of the logarithms; None for counts.
     scale
@@ -258,7 +258,8 @@ class Source:
     name: str
     obs_names: pd.Index
     labels: NDArray[np.str_] | None
-    values: Callable[[NDArray], sp.csr_matrix]
+    matrix: Any
+    columns: slice | NDArray[np.intp]
     log_base: float | None
     scale: Scale | None
 
@@ -277,26 +278,23 @@ class Source:
         found = cells.var.index
         check_genes(found, genes, name)
         columns = slice(None) if found.equals(genes) else found.get_indexer(genes)
+        names = cells.obs_names
         if isinstance(cells, CellFiles):
-            read_rows, log_base = cells.read_values, _log_base_of_files(cells, name)
-            names = cells.obs_names
-            if groupby:
-                cells = AnnData(obs=cells.read_columns(as_list(groupby)).set_axis(names))
+            matrix, log_base = cells.matrix, _log_base_of_files(cells, name)
+            cells = AnnData(obs=cells.read_columns(as_list(groupby)).set_axis(names))
         else:
             # read once, because a view of an AnnData copies its values on every access
             matrix, log_base = matrix_of(cells, layer, name, is_generated=name not in REAL)
             matrix = to_csr(matrix, name) if sp.issparse(matrix) else matrix
-            read_rows, names = partial(_rows_of, matrix), cells.obs_names
         labels = labels_of(cells, groupby, name=name) if groupby else None
-        values = lambda rows: to_csr(read_rows(rows), name)[:, columns]
-        return cls(name, names, labels, values, log_base, scale or log_normalise)
+        return cls(name, names, labels, matrix, columns, log_base, scale or log_normalise)
 
     def __len__(self) -> int:
         return len(self.obs_names)
 
     def read(self, rows: NDArray) -> Expression:
         """Return the cells at given positions on their scale, in the given order."""
-        values = self.values(rows)
+        values = to_csr(read_rows(self.matrix, rows), self.name)[:, self.columns]
         if self.scale is None:
             return Expression(values, None)
         return on_scale(values, self.log_base, name=self.name, scale=self.scale)
@@ -305,12 +303,6 @@ class Source:
         """Read cells in chunks, which bounds the memory needed."""
         for start in range(0, max(len(rows), 1), CHUNK):
             yield self.read(rows[start : start + CHUNK])
-
-
-def _rows_of(matrix: sp.spmatrix | NDArray | CSRDataset, rows: NDArray) -> sp.spmatrix | NDArray:
-    """Return some rows, in the given order. Files need ascending rows."""
-    ascending = np.argsort(rows, kind="stable")
-    return matrix[rows[ascending]][np.argsort(ascending, kind="stable")]
 
 
 def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adata") -> NDArray[np.str_]:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 ALL = "all"
 FIGURES = ("value", "real", "shuffled", "low", "high")  # columns of the table with numbers
+COLUMNS = ("metric", "group", *FIGURES, "better")
 UNKNOWN = float("nan")
 QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 #: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain. If fewer are drawn on a
@@ -389,6 +390,22 @@ class Context:
 def table_of(rows: Sequence[Mapping[str, object]], leading: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:
     """Return rows as a table."""
     return pd.DataFrame(rows, columns=[*leading, *figures, "better"]).astype(dict.fromkeys(figures, float))
+
+
+def check_columns(table: pd.DataFrame) -> None:
+    """Raise unless it is a table of :func:`evaluate` without ``control``, or a copy read from a file."""
+    if not isinstance(table, pd.DataFrame) or "perturbation" in table or not {*COLUMNS} <= {*table}:
+        msg = f"`table` must be what `evaluate` returns without `control`, with the columns {list(COLUMNS)}."
+        raise ValueError(msg)
+
+
+def check_one_row_each(table: pd.DataFrame, column: str = "group") -> None:
+    """Raise if a table has several rows of a metric for one value of a column, such as those of several modalities."""
+    if (repeated := table.duplicated(["metric", column])).any():
+        metric, name = table.loc[repeated, ["metric", column]].iloc[0]
+        msg = f"`table` has several rows of {metric!r} for {name!r}, such as those of several modalities or models. "
+        msg += "Take one at a time; a plot can show them side by side (`by`)."
+        raise ValueError(msg)
 
 
 def interval(

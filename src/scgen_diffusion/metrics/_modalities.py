@@ -167,7 +167,7 @@ def joint_sources(
         values = sp.hstack([block * unit for block, unit in blocks], format="csr")
         first, rows = sources[0][name], places[0]
         labels = None if first.labels is None else first.labels[rows]
-        joint[name] = Source(name, first.obs_names[rows], labels, values.__getitem__, log_base=np.e, scale=None)
+        joint[name] = Source(name, first.obs_names[rows], labels, values, slice(None), log_base=np.e, scale=None)
     return joint
 
 

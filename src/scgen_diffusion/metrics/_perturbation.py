@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,6 @@ from scipy.stats import false_discovery_control, percentileofscore, ttest_ind_fr
 from sklearn.preprocessing import normalize
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import OF_CONTROL, SEPARATOR
 
 from ._cells import means, pair_of_expressions, stacked, variances
@@ -71,6 +70,8 @@ class GeneMoments:
     control_share
         How much of the control cells' sampling noise the mean contains: 0 for cells drawn independently of them, 1 for
         control cells and for cells predicted from them.
+    pcs
+        Some of the cells in the space for distances, `(cells, dimensions)`; None if no distance is needed.
     """
 
     mean: NDArray[np.float64]
@@ -78,6 +79,7 @@ class GeneMoments:
     n_cells: int
     noise: NDArray[np.float64] = field(default=None)
     control_share: float = 0.0
+    pcs: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.noise is None:
@@ -88,21 +90,6 @@ class GeneMoments:
         """Compute the moments of some cells."""
         n_cells = len(cells)
         return cls(means(cells.values), variances(cells.values) * n_cells / max(n_cells - 1, 1), n_cells)
-
-
-class Profile(NamedTuple):
-    """What metrics of perturbations need to know about some cells.
-
-    Attributes
-    ----------
-    moments
-        Mean and variance of all genes.
-    pcs
-        The cells in the space for distances, `(cells, dimensions)`.
-    """
-
-    moments: GeneMoments
-    pcs: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -119,10 +106,10 @@ class Prediction(Comparison):
         Function that scores a predicted change, `(genes,)`, among the real changes of all perturbations.
     """
 
-    real: Profile
-    synthetic: Profile
-    control: Profile
-    mean_response: Profile | None = None
+    real: GeneMoments
+    synthetic: GeneMoments
+    control: GeneMoments
+    mean_response: GeneMoments | None = None
     discriminate: Callable[[NDArray], float] | None = None
 
 
@@ -730,31 +717,29 @@ def perturbation_contexts(
     if "train" in sets:
         known = [place for place in sets["train"].rows if place[1] in controls]
         trained = {place: (GeneMoments.of(sets["train"].of(*place)), place[1]) for place in known}
-        if not trained:
-            warn_user("`control` has no cells of the groups in `train`, so `mean_shift` and `additive` are empty.")
     mean_response = Shift.of(trained.values(), controls, weight=1 / len(trained)) if trained else None
 
-    def profile_of(cells: Expression, control_share: float = 0.0) -> Profile:
+    def moments_of(cells: Expression, control_share: float = 0.0) -> GeneMoments:
         """Compute the moments of all cells, and draw some for distances."""
         drawn = cells
         if len(cells) > draws.max_cells:
             drawn = cells[np.sort(np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells])]
         pcs = drawn.values.toarray() if space is None else space.project(drawn)
-        return Profile(replace(GeneMoments.of(cells), control_share=control_share), pcs.astype(np.float64))
+        return replace(GeneMoments.of(cells), control_share=control_share, pcs=pcs.astype(np.float64))
 
-    def profile(name: str, parts: Parts, group: str) -> Profile:
-        return profile_of(sets[name].of(parts, group), sets[name].control_share)
+    def moments(name: str, parts: Parts, group: str) -> GeneMoments:
+        return moments_of(sets[name].of(parts, group), sets[name].control_share)
 
-    def moved(control: Profile, group: str, shift: Shift) -> Profile:
+    def moved(control: GeneMoments, group: str, shift: Shift) -> GeneMoments:
         """Shift the control cells of a group by a change of the genes. The projection is linear."""
         step = shift.change if space is None else space.pca.components_ @ shift.change[space.genes]
-        return Profile(shift.move(group, controls), control.pcs + step)
+        return replace(shift.move(group, controls), pcs=control.pcs + step)
 
-    control_of = lru_cache(maxsize=1)(partial(profile, "control", ()))  # many perturbations have the same one
+    control_of = lru_cache(maxsize=1)(partial(moments, "control", ()))  # many perturbations have the same one
     for place in tqdm(sorted(real.rows, key=lambda place: place[1]), desc="Evaluating", delay=3, leave=False):
         parts, group = place
         control, cells = control_of(group), real.of(*place)
-        found = {"value": profile("synthetic", *place), "no_change": control}
+        found = {"value": moments("synthetic", *place), "no_change": control}
         if mean_response is not None:
             found["mean_shift"] = moved(control, group, mean_response)
         singles = [trained.get(((part,), group)) for part in parts]
@@ -762,12 +747,12 @@ def perturbation_contexts(
             found["additive"] = moved(control, group, Shift.of(singles, controls))
         for name, own in sets.items():
             if name not in SETS and len(own.rows.get(place, ())) >= MIN_CELLS:
-                found[name] = profile(name, *place)
-        of_real = profile_of(cells)
+                found[name] = moments(name, *place)
+        of_real = moments_of(cells)
         compare = partial(Prediction, control=control, mean_response=found.get("mean_shift"))
         whole, *of_halves = rankings[place]
         comparisons = {name: [compare(of_real, own, discriminate=whole)] for name, own in found.items()}
-        pairs = [[profile_of(cells[half]) for half in pair] for pair in _halves_of(len(cells), draws)]
+        pairs = [[moments_of(cells[half]) for half in pair] for pair in _halves_of(len(cells), draws)]
         comparisons["real"] = [compare(*pair, discriminate=own) for pair, own in zip(pairs, of_halves, strict=False)]
         yield place, Context(comparisons)
 

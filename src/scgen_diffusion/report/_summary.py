@@ -10,8 +10,16 @@ import pandas as pd
 from scipy.stats import binom
 
 from scgen_diffusion._arguments import list_first
-from scgen_diffusion.data import check_one_modality
-from scgen_diffusion.metrics import ALL, CATALOGUE, FIGURES, GUESSING, QUANTILE, excess_over_real
+from scgen_diffusion.metrics import (
+    ALL,
+    CATALOGUE,
+    COLUMNS,
+    GUESSING,
+    QUANTILE,
+    check_columns,
+    check_one_row_each,
+    excess_over_real,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +28,6 @@ if TYPE_CHECKING:
 
 Level: TypeAlias = Literal["ok", "note", "warning", "not judged"]
 
-COLUMNS = ["metric", "group", *FIGURES, "better"]
 MIN_STRUCTURE = 0.10  # with less between shuffled and real cells there is no structure to judge
 UNLIKE = 0.60  # AUC above which training and held-out cells come from different sources, such as other donors
 N_DEVIATIONS = 3.0
@@ -97,8 +104,9 @@ def summary(table: pd.DataFrame) -> Summary:
           metric group  value  real   level
     copied_cells   all    0.2     0 warning
     """
-    _check_table(table)
-    rows = table[COLUMNS].to_dict("records")
+    check_columns(table)
+    check_one_row_each(table)
+    rows = table[list(COLUMNS)].to_dict("records")
     n_cells, n_labelled, leaked = (_noted(table, name) for name in ("n_cells", "n_labelled", "leaked"))
     told = _auc_of_real(rows, (n_cells or {}).get(ALL, np.inf))
     other_shares = max(
@@ -125,17 +133,6 @@ def summary(table: pd.DataFrame) -> Summary:
     if told:
         parts.append(f"Training cells, which real cells are drawn from, differ from held-out ones (AUC {told:.2f}).")
     return Summary(" ".join(parts), found.table)
-
-
-def _check_table(table: pd.DataFrame) -> None:
-    """Raise unless it is a table of `evaluate`, of one modality, or a copy read from a file."""
-    if "perturbation" in table or not {*COLUMNS} <= {*table}:
-        msg = f"`table` must be what `evaluate` returns without `control`: {COLUMNS}; it has {list(table)}."
-        raise ValueError(msg)
-    check_one_modality(table)
-    if table.duplicated(["metric", "group"]).any():
-        msg = "`table` has several rows of a metric and group; give those of one evaluation."
-        raise ValueError(msg)
 
 
 def _noted(table: pd.DataFrame, name: str) -> Any:
