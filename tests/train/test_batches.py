@@ -1,4 +1,4 @@
-"""What a stage reads: which cells are in which batch, caches of latents, and cells in the device's memory."""
+"""What a stage reads: which cells are in which batch, tables of latents, and cells in the device's memory."""
 
 from types import SimpleNamespace
 
@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgen_diffusion.perturbation import PerturbationGroup, perturbation_groups
-from scgen_diffusion.train import CellData, EpochBatches, LatentCache, LatentData, PerturbationFlowRecipe, PriorRecipe
+from scgen_diffusion.train import CellData, EpochBatches, LatentData, PerturbationFlowRecipe, PriorRecipe, TensorTable
 from scgen_diffusion.train import _stage_data as cells_module
 from scgen_diffusion.train._initialise import standardise_latents
 from scgen_diffusion.train._perturbation_stage import GroupBatches
-from scgen_diffusion.train._stage_data import BYTES_PER_COUNT, ResidentCells
 
 
 def epoch(batches, number):
@@ -114,7 +113,7 @@ def attached(data, device="cpu"):
 
 def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validation_loader_does_not():
     rows = {"mean": torch.rand(N, 2, 3), "condition": torch.arange(N)[:, None], "log_total": torch.rand(N)}
-    cache = LatentCache(N, ({name: array[i : i + 7] for name, array in rows.items()} for i in range(0, N, 7)))
+    cache = TensorTable(N, ({name: array[i : i + 7] for name, array in rows.items()} for i in range(0, N, 7)))
     train = np.array([3, 1, 4, 15, 9, 2, 6])
     data = attached(LatentData(cache, train, np.array([24, 21, 23])))
     loader = data.train_dataloader()
@@ -135,7 +134,7 @@ def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validati
 def test_the_scale_of_the_prior_is_that_of_draws_from_the_posteriors():
     generator, found = torch.Generator().manual_seed(0), []
     mean, std = 3 + 2 * torch.randn(N, 2, 3, generator=generator), 0.5 + torch.rand(N, 2, 3, generator=generator)
-    cache = LatentCache(N, [{"mean": mean, "std": std}])
+    cache = TensorTable(N, [{"mean": mean, "std": std}])
     module = SimpleNamespace(standardise_latents=lambda *moments: found.extend(moments))
 
     standardise_latents(module, cache, np.arange(N))
@@ -145,7 +144,7 @@ def test_the_scale_of_the_prior_is_that_of_draws_from_the_posteriors():
     torch.testing.assert_close(found[1], (mean.var(0, correction=0) + std.square().mean(0)).sqrt())
 
 
-N_CELLS, N_GENES, CPU = 11, 6, torch.device("cpu")
+N_CELLS, N_GENES = 11, 6
 
 
 def expression():
@@ -160,32 +159,17 @@ def loader(indices, batch_size, *, batches=None):
     return [{name: x[i : i + batch_size] for name, x in data.items()} for i in range(0, len(indices), batch_size)]
 
 
-def test_any_rows_are_those_that_were_read_if_there_is_memory_for_them():
-    batches, needed = loader(np.arange(N_CELLS), 4), BYTES_PER_COUNT * int((expression() > 0).sum())
-    resident = ResidentCells.of(batches, CPU, n_cells=N_CELLS, limit=needed)
-
-    for rows in ([0], [3], [5, 3, 0, 10], list(range(N_CELLS)), [2, 2]):
-        assert torch.equal(resident[rows]["X"], expression()[rows])
-        assert resident[rows]["conditions"][:, 0].tolist() == rows
-    assert ResidentCells.of(batches, CPU, n_cells=N_CELLS, limit=needed - 1) is None
-
-
-def test_cells_are_not_all_read_to_learn_that_they_need_too_much():
-    batches = iter(loader(np.arange(N_CELLS), 4))
-
-    assert ResidentCells.of(batches, CPU, n_cells=10**6, limit=1e5) is None
-    assert len(list(batches)) == 2  # of three
-
-
-@pytest.mark.parametrize(("room", "is_resident"), [(1e9, True), (0.0, False), (1.0, False)])
-def test_a_stage_keeps_its_training_cells_on_the_device_where_there_is_room(monkeypatch, room, is_resident):
+@pytest.mark.parametrize(("room", "fits"), [(1e9, True), (0.0, False), (191.0, False)])
+def test_a_stage_keeps_its_training_cells_on_the_device_where_there_is_room(monkeypatch, room, fits):
     monkeypatch.setattr(cells_module, "memory_for_cells", lambda device: room)
-    data = attached(CellData(SimpleNamespace(loader=loader), np.arange(0, 8), np.arange(8, N_CELLS)))
+    data = attached(
+        CellData(SimpleNamespace(loader=loader, var=range(N_GENES)), np.arange(0, 8), np.arange(8, N_CELLS))
+    )
     data.setup("fit")
 
     batches = list(data.train_dataloader())
 
-    assert (data._resident is not None) == is_resident
+    assert (data._on_gpu is not None) == fits
     numbers = torch.cat([batch["conditions"][:, 0] for batch in batches])
     assert sorted(numbers.tolist()) == list(range(8))
     assert torch.equal(torch.cat([batch["X"] for batch in batches]), expression()[numbers])

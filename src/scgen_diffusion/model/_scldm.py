@@ -21,10 +21,10 @@ from scgen_diffusion.train import (
     PerturbationFlowPlan,
     PriorPlan,
     add_absent_effects,
-    cache_latents,
     correct_effects,
     fit_changes,
     fit_shift,
+    latents_of,
     learn_later_effects,
     standardise_latents,
     start_autoencoder,
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import (
-        LatentCache,
         Recipe,
         StagePlan,
+        TensorTable,
     )
 
     from ._jobs import ControlCells
@@ -240,10 +240,10 @@ class SCLDM(AutoencoderModel):
     def _train_prior(self, run: StageRun) -> StagePlan:
         if self.reference_ is None or self.reference_["trainable"] != "new_conditions":
             self.module.absent_effects = None  # those of the prior before
-        cache = cache_latents(self.module, self._cells)
-        self._fit_to_latents(cache)
+        latents = latents_of(self.module, self._cells)
+        self._fit_to_latents(latents)
         split = self.train_indices_, self.validation_indices_
-        data = LatentData(cache, *split)
+        data = LatentData(latents, *split)
         plan = self._fit(run, PriorPlan(self.module, run.recipe, seed=run.seed), data, self._autoencoder_digest)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
@@ -267,15 +267,15 @@ class SCLDM(AutoencoderModel):
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control, match_keys)
         pairs.check()
         plan = PerturbationFlowPlan(self.module, run.recipe, seed=run.seed)
-        cache = cache_latents(self.module, self._cells)
+        latents = latents_of(self.module, self._cells)
         if "prior" not in self.trained_stages_:
-            self._fit_to_latents(cache)
+            self._fit_to_latents(latents)
         with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
             torch.set_rng_state(torch.Generator().manual_seed(plan.seed).get_state())
             flow = self.module.add_perturbation_flow()
         flow.start_from(torch.from_numpy(pairs.code).to(self.device))
-        fit_shift(self.module, cache, pairs.groups)
-        data = PairData(cache, pairs.groups, run.recipe.steps_per_epoch(len(self.train_indices_)))
+        fit_shift(self.module, latents, pairs.groups)
+        data = PairData(latents, pairs.groups, run.recipe.steps_per_epoch(len(self.train_indices_)))
         matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
         parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
         values = {key.name: key.decode(code)[0] for key, code in parts}
@@ -316,13 +316,13 @@ class SCLDM(AutoencoderModel):
             return recipe.for_numbers()
         return recipe
 
-    def _fit_to_latents(self, cache: LatentCache) -> None:
+    def _fit_to_latents(self, latents: TensorTable) -> None:
         """Store library sizes and the scale of the latents, which ``generate`` needs."""
         rows = torch.from_numpy(self._seen_indices)
-        self.module.library_size.fit(cache.arrays["log_total"][rows])
+        self.module.library_size.fit(latents.arrays["log_total"][rows])
         # after fine-tuning began, or with a perturbation flow, networks have learned in this scale
         if self.reference_ is None and "perturbation_flow" not in self.trained_stages_:
-            standardise_latents(self.module, cache, self._seen_indices)
+            standardise_latents(self.module, latents, self._seen_indices)
 
     @property
     def _autoencoder_digest(self) -> str:

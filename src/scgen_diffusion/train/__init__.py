@@ -15,7 +15,7 @@ from ._recipes import (
     Recipe,
 )
 from ._runner import RunOptions, TrainingProgress, quiet, run_stage, show
-from ._stage_data import CellData, EpochBatches, LatentCache, LatentData, StageData, TrainingCells, cache_latents
+from ._stage_data import CellData, EpochBatches, LatentData, StageData, TensorTable, TrainingCells, latents_of
 
 __all__ = [
     "AutoencoderPlan",
@@ -23,7 +23,6 @@ __all__ = [
     "DiffusionPlan",
     "DiffusionRecipe",
     "EpochBatches",
-    "LatentCache",
     "PerturbationFlowPlan",
     "PerturbationFlowRecipe",
     "PriorPlan",
@@ -32,5 +31,6 @@ __all__ = [
     "RunOptions",
     "StageData",
     "StagePlan",
+    "TensorTable",
     "run_stage",
 ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.module import GeneSpaceModule, ProfileModule, SCLDMModule
 
-    from ._stage_data import LatentCache, TrainingCells
+    from ._stage_data import TensorTable, TrainingCells
 
 LATENTS_AT_A_TIME = 1 << 14
 MOST_AXES = 64
@@ -53,12 +53,12 @@ def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.nda
     module.start_from_means(*((total / n_cells).float().to(module.device) for total in (target, pooled)))
 
 
-def standardise_latents(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> None:
+def standardise_latents(module: SCLDMModule, latents: TensorTable, rows: np.ndarray) -> None:
     """Set the module's mean and standard deviation of latents, as drawn from the posteriors of some cells."""
     parts = torch.from_numpy(rows).split(LATENTS_AT_A_TIME)
-    mean = sum(cache[some]["mean"].double().sum(0) for some in parts) / len(rows)
+    mean = sum(latents[some]["mean"].double().sum(0) for some in parts) / len(rows)
     squares = (
-        (part["mean"] - mean).square() + part["std"].double().square() for part in (cache[some] for some in parts)
+        (part["mean"] - mean).square() + part["std"].double().square() for part in (latents[some] for some in parts)
     )
     variance = sum(part.sum(0) for part in squares) / len(rows)
     module.standardise_latents(mean.float(), variance.sqrt().float())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.perturbation import PerturbationGroup
 
     from ._recipes import PerturbationFlowRecipe
-    from ._stage_data import LatentCache, TrainingCells
+    from ._stage_data import TensorTable, TrainingCells
 
 Bar: TypeAlias = "Callable[..., Iterable[Any]]"
 """Shows the progress of a loop, as :class:`tqdm.tqdm` does: its steps, what they do, and how many they are."""
@@ -39,14 +39,14 @@ SMALLEST = 1e-6
 
 
 @torch.no_grad()
-def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[PerturbationGroup]) -> None:
+def fit_shift(module: SCLDMModule, latents: TensorTable, groups: Sequence[PerturbationGroup]) -> None:
     """Fit the perturbation flow's expected shift to the latents of groups of cells."""
     flow, generator = module.perturbation_flow, torch.Generator().manual_seed(0)
     of_group = [int(group.control[0]) for group in groups]
     sets = {first: group.control for first, group in zip(of_group, groups, strict=True)}  # equal ones are read once
-    drawn = [_draw_latents(module, cache, rows, generator) for rows in sets.values()]
-    before = {first: _moments(module, cache, rows) for first, rows in sets.items()}
-    after = [_moments(module, cache, group.perturbed) for group in groups]
+    drawn = [_draw_latents(module, latents, rows, generator) for rows in sets.values()]
+    before = {first: _moments(module, latents, rows) for first, rows in sets.items()}
+    after = [_moments(module, latents, group.perturbed) for group in groups]
     centres, perturbed = torch.stack([before[first][0] for first in of_group]), torch.stack([mean for mean, _ in after])
     squares = torch.stack([squares for _, squares in [*before.values(), *after]]).sum(0)
     n_control, n_perturbed = torch.tensor([(len(g.control), len(g.perturbed)) for g in groups], device=squares.device).T
@@ -57,21 +57,21 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Perturba
         perturbed - centres,
         within / n_control + within / n_perturbed,
         axes_of_expression(module, drawn),
-        torch.stack([cache[group.perturbed[:1]]["condition"][0] for group in groups]).to(squares.device),
+        torch.stack([latents[group.perturbed[:1]]["condition"][0] for group in groups]).to(squares.device),
         within / n_control,
         torch.tensor(of_group),
     )
 
 
-def _moments(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def _moments(module: SCLDMModule, latents: TensorTable, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return mean and sum of squared deviations of the cells' standardised latents, each ``(size,)``."""
-    states = module.standardise(cache[rows]["mean"].to(module.device)).flatten(1)
+    states = module.standardise(latents[rows]["mean"].to(module.device)).flatten(1)
     return states.mean(0), (states - states.mean(0)).square().sum(0)
 
 
-def _draw_latents(module: SCLDMModule, cache: LatentCache, rows: np.ndarray, generator: torch.Generator) -> Tensor:
+def _draw_latents(module: SCLDMModule, latents: TensorTable, rows: np.ndarray, generator: torch.Generator) -> Tensor:
     """Draw standardised latents of at most ``MOST_CELLS`` of the cells from their posteriors, ``(cells, size)``."""
-    some = cache[evenly(rows, MOST_CELLS)]
+    some = latents[evenly(rows, MOST_CELLS)]
     drawn = some["mean"].cpu() + some["std"].cpu() * torch.randn(some["mean"].shape, generator=generator)
     return module.standardise(drawn.to(module.device)).flatten(1)
 
@@ -246,15 +246,15 @@ class PairData(LatentData):
 
     Parameters
     ----------
-    cache
+    latents
         Latents of all cells.
     groups, n_steps
         See :class:`GroupBatches`.
     """
 
-    def __init__(self, cache: LatentCache, groups: Sequence[PerturbationGroup], n_steps: int) -> None:
+    def __init__(self, latents: TensorTable, groups: Sequence[PerturbationGroup], n_steps: int) -> None:
         none = np.array([], dtype=int)
-        super().__init__(cache, none, none)
+        super().__init__(latents, none, none)
         self.groups, self.n_steps = groups, n_steps
 
     def train_dataloader(self) -> DataLoader:

@@ -23,7 +23,7 @@ LONGEST_EPOCH = 1000  # steps; a longer pass is cut into epochs, because runs re
 ROWS_AT_A_TIME = 1024
 ENCODED_AT_A_TIME = 512
 DEVICE_SHARE = 0.25  # of a GPU's free memory, for cells
-BYTES_PER_COUNT = 8  # gene index and value
+BYTES_PER_VALUE = 4  # of a cell's expression
 
 
 TrainingCells: TypeAlias = "RegisteredCells | CellFiles"
@@ -156,90 +156,32 @@ class CellData(StageData):
     """Loaders of a stage that trains on cells; parameters as in :class:`StageData`."""
 
     source: TrainingCells
-    _resident: ResidentCells | None = None
+    _on_gpu: TensorTable | None = None
 
     def setup(self, stage: str) -> None:
         """Copy the training cells to a GPU if they fit into a small part of its memory."""
-        device = self.trainer.strategy.root_device
-        if limit := memory_for_cells(device):
-            batches = self.source.loader(self.train_indices, ROWS_AT_A_TIME)
-            self._resident = ResidentCells.of(batches, device, n_cells=len(self.train_indices), limit=limit)
+        device, rows = self.trainer.strategy.root_device, self.train_indices
+        if len(rows) * len(self.source.var) * BYTES_PER_VALUE < memory_for_cells(device):
+            self._on_gpu = TensorTable(len(rows), self.source.loader(rows, ROWS_AT_A_TIME), device)
 
     def teardown(self, stage: str) -> None:
         """Free the GPU memory, even though the model's trainer still refers to the loaders."""
-        if self._resident is not None:
-            vars(self._resident).clear()
-        self._resident = None
+        if self._on_gpu is not None:
+            self._on_gpu.arrays = {}
+        self._on_gpu = None
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Return the loader of shuffled training cells."""
-        if self._resident is not None:
-            return DataLoader(self._resident, sampler=self.train_batches(), batch_size=None)
+        if self._on_gpu is not None:
+            return DataLoader(self._on_gpu, sampler=self.train_batches(), batch_size=None)
         return super().train_dataloader()
 
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> Iterable[Mapping[str, Tensor]]:
         return self.source.loader(indices, batches.batch_size, batches=batches)
 
 
-class ResidentCells(Dataset):
-    """Sparse expression and other tensors of cells in GPU memory; batches become dense there.
-
-    A batch reads only its non-zero values. It neither copies from the host nor synchronises with it, because the host
-    knows the number of values of each row.
-
-    Parameters
-    ----------
-    lengths
-        Number of non-zero values of each cell, ``(cells,)``, in host memory.
-    genes, values
-        Gene indices and values of the non-zero values, cell by cell.
-    n_genes
-        Size of the panel.
-    others
-        Other tensors of a batch, one row per cell.
-    """
-
-    def __init__(
-        self, lengths: Tensor, genes: Tensor, values: Tensor, n_genes: int, others: Mapping[str, Tensor]
-    ) -> None:
-        self.n_genes = n_genes
-        self.lengths, self.genes, self.values, self.others = lengths, genes, values, dict(others)
-        self.starts = (lengths.cumsum(0) - lengths).to(values.device)
-
-    @classmethod
-    def of(
-        cls, batches: Iterable[Mapping[str, Tensor]], device: torch.device, *, n_cells: int, limit: float
-    ) -> ResidentCells | None:
-        """Read all batches once to ``device``; return None as soon as they will need more than ``limit`` bytes."""
-        lengths, genes, values, others, n_bytes, n_read = [], [], [], [], 0, 0
-        for batch in batches:
-            x = batch[REGISTRY_KEYS.X_KEY]
-            rows, columns = x.nonzero(as_tuple=True)
-            n_bytes, n_read = n_bytes + BYTES_PER_COUNT * len(rows), n_read + len(x)
-            if n_bytes > limit or n_bytes / n_read * n_cells > 2 * limit:
-                return None
-            lengths.append(torch.bincount(rows, minlength=len(x)))
-            genes.append(columns.int().to(device))
-            values.append(x[rows, columns].to(device))
-            others.append({name: rest.to(device) for name, rest in batch.items() if name != REGISTRY_KEYS.X_KEY})
-        joined = {name: torch.cat([part[name] for part in others]) for name in others[0]}
-        return cls(torch.cat(lengths), torch.cat(genes), torch.cat(values), x.shape[1], joined)
-
-    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        chosen = torch.as_tensor(rows)
-        lengths = self.lengths[chosen]
-        n_values, device = int(lengths.sum()), self.values.device  # `lengths` is on the host: no synchronisation
-        chosen, lengths = copy_to_device(torch.stack([chosen, lengths]), device)
-        cells = torch.repeat_interleave(lengths, output_size=n_values)
-        first = lengths.cumsum(0) - lengths
-        places = torch.arange(n_values, device=device) + (self.starts[chosen] - first)[cells]
-        x = torch.zeros(len(chosen), self.n_genes, dtype=self.values.dtype, device=device)
-        x[cells, self.genes[places].long()] = self.values[places]
-        return {REGISTRY_KEYS.X_KEY: x, **{name: rest[chosen] for name, rest in self.others.items()}}
-
-
-class LatentCache(Dataset):
-    """Latents of all cells and what belongs to them, written batch by batch and read by arrays of row numbers.
+class TensorTable(Dataset):
+    """Tensors with a row per cell, written batch by batch and read by arrays of row numbers.
 
     Parameters
     ----------
@@ -247,43 +189,46 @@ class LatentCache(Dataset):
         Number of cells.
     batches
         Consecutive batches of all of them.
+    device
+        Where the tensors are.
 
     Attributes
     ----------
     arrays
-        Tensors by name, with a row per cell. They are gone after the stage that trained on them, as its trainer still
-        refers to the cache.
+        Tensors by name. They are gone after the stage that trained on them, as its trainer still refers to the table.
     """
 
-    def __init__(self, n_rows: int, batches: Iterable[Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self, n_rows: int, batches: Iterable[Mapping[str, Tensor]], device: torch.device | str = "cpu"
+    ) -> None:
         self.arrays: dict[str, Tensor] = {}
         start = 0
         for batch in batches:
             for name, rows in batch.items():
                 if start == 0:
-                    self.arrays[name] = torch.empty((n_rows, *rows.shape[1:]), dtype=rows.dtype)
+                    self.arrays[name] = torch.empty((n_rows, *rows.shape[1:]), dtype=rows.dtype, device=device)
                 self.arrays[name][start : start + len(rows)] = rows
             start += len(rows)
 
-    def to(self, device: torch.device) -> LatentCache:
+    def to(self, device: torch.device) -> None:
         """Move to a GPU if there is room, so that no step waits for a copy."""
         if sum(array.nbytes for array in self.arrays.values()) < memory_for_cells(device):
             self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
-        return self
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor) -> dict[str, Tensor]:
-        chosen = torch.as_tensor(rows)
-        chosen = copy_to_device(chosen, next(iter(self.arrays.values())).device)  # once for all arrays
+        chosen, device = torch.as_tensor(rows), next(iter(self.arrays.values())).device
+        if device.type == "cuda":  # by pinned memory, so that the host does not wait for the copy
+            chosen = chosen.pin_memory().to(device, non_blocking=True)
         return {name: array[chosen] for name, array in self.arrays.items()}
 
 
 class LatentData(StageData):
-    """Loaders over a cache of latents; parameters as in :class:`StageData`."""
+    """Loaders over latents; parameters as in :class:`StageData`."""
 
-    source: LatentCache
+    source: TensorTable
 
     def setup(self, stage: str) -> None:
-        """Move the cache to the training device."""
+        """Move the latents to the training device."""
         self.source.to(self.trainer.strategy.root_device)
 
     def teardown(self, stage: str) -> None:
@@ -295,11 +240,11 @@ class LatentData(StageData):
 
 
 @torch.inference_mode()
-def cache_latents(module: SCLDMModule, cells: TrainingCells) -> LatentCache:
+def latents_of(module: SCLDMModule, cells: TrainingCells) -> TensorTable:
     """Encode all cells once; in a distributed run, each process encodes all."""
     module.eval()
 
-    def latents() -> Iterator[dict[str, Tensor]]:
+    def batches() -> Iterator[dict[str, Tensor]]:
         for batch in cells.loader(None, ENCODED_AT_A_TIME):
             x = batch[REGISTRY_KEYS.X_KEY].to(module.device)
             posterior = module.inference(x)["posterior"]
@@ -310,7 +255,7 @@ def cache_latents(module: SCLDMModule, cells: TrainingCells) -> LatentCache:
                 "log_total": module.log_totals(x),
             }
 
-    return LatentCache(cells.n_cells, latents())
+    return TensorTable(cells.n_cells, batches())
 
 
 def read_cells(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -322,10 +267,3 @@ def read_cells(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> t
 def memory_for_cells(device: torch.device) -> float:
     """Return how many bytes of GPU memory cells may use; 0 on a CPU."""
     return DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
-
-
-def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor to a device; to a GPU by pinned memory, so that the host does not wait for the copy."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
