@@ -152,9 +152,9 @@ def test_files_that_stay_on_disk_give_the_same_figures(tmp_path):
     ("n_paired", "n_paired_of_train", "message"),
     [
         # what is left after a third fits the space and the rest is halved is too little to compare
-        (60, None, "not judged together: only 60 cells of `real_test` have all of .*; 150 are needed"),
-        (100, 55, "not judged together: only 55 cells of `train` have all of .*; 100 are needed"),
-        (49, 100, "not compared as a pair: only 49 cells of `real_test` have all of .*; 50 are needed"),
+        (60, None, "rna and prot needs 150 cells of `real_test` .*60"),
+        (100, 55, "rna and prot needs 100 cells of `train` .*55"),
+        (49, 100, "rna and prot needs 50 cells of `real_test` .*49"),
     ],
 )
 def test_with_few_paired_cells_the_rows_of_each_modality_remain(n_paired, n_paired_of_train, message):

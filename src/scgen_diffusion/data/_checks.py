@@ -103,7 +103,7 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
     if key not in cells.obs:
         msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"
         raise KeyError(msg)
-    check_distinct_columns(cells.obs[[key]].columns, f"{name}.obs")
+    check_unique_names(cells.obs[[key]].columns, f"{name}.obs")
     return cells.obs[key]
 
 
@@ -208,7 +208,7 @@ def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
 
 
 def check_unique_names(names: pd.Index, where: str) -> None:
-    """Raise if two cells or genes have the same name; ``where`` says which, such as ``adata.var_names``."""
+    """Raise if two cells, genes or columns have the same name; ``where`` says which, such as ``adata.var_names``."""
     if not names.is_unique:
         msg = f"{where} has duplicates: {list_first(names[names.duplicated()].unique())}. Make the names unique."
         raise ValueError(msg)
@@ -218,14 +218,6 @@ def check_size(shape: tuple[int, int], where: str) -> None:
     """Raise unless there are cells and genes."""
     if 0 in shape:
         msg = f"{where} has {shape[0]} cells and {shape[1]} genes; at least one of each is needed."
-        raise ValueError(msg)
-
-
-def check_distinct_columns(columns: pd.Index, where: str) -> None:
-    """Raise if two columns have the same name."""
-    if not columns.is_unique:
-        repeated = columns[columns.duplicated()][0]
-        msg = f"{where} has several columns of the name {repeated!r}; rename them, or remove all but one."
         raise ValueError(msg)
 
 

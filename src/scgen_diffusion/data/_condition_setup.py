@@ -21,7 +21,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
 
-from ._checks import check_distinct_columns, check_names
+from ._checks import check_names, check_unique_names
 from ._condition_keys import (
     CLASSES,
     CategoricalKey,
@@ -304,7 +304,7 @@ def condition_values(
         raise ValueError(msg)
     if found == ["obsm"]:
         return cells.obsm[name]
-    check_distinct_columns(cells.obs[[name]].columns, "obs")
+    check_unique_names(cells.obs[[name]].columns, "obs")
     n_missing = cells.obs[name].isna().sum()
     if n_missing and not may_be_missing:
         msg = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 
 from scgen_diffusion._arguments import check_count, known_names
 
-from ._checks import check_distinct_columns, obs_column
+from ._checks import check_unique_names, obs_column
 from ._condition_keys import MOST_CELLS, ROUNDING, ConditionKey, have_labels, with_columns
 
 OPEN = -np.inf  # code of a condition that is still to be drawn
@@ -173,7 +173,7 @@ class Conditions:
             msg = f"`condition` must be a mapping, a DataFrame, cells or None, but found {type(request).__name__}."
             raise TypeError(msg)
         if isinstance(request, pd.DataFrame):
-            check_distinct_columns(request.columns, "`condition`")
+            check_unique_names(request.columns, "`condition`")
         requested = {} if request is None else dict(request.items())
         for key in self.by_key if isinstance(request, pd.DataFrame) else ():
             columns = [f"{key.name}_{number}" for number in range(key.n_columns)]
@@ -320,7 +320,7 @@ class Conditions:
         return self.combinations[cells[np.minimum(chosen, len(cells) - 1)]]
 
 
-def check_order(given: Mapping[str, Any], names: Callable[[], pd.Index], source: str) -> None:
+def check_order(given: Mapping[str, Any], names: pd.Index, source: str) -> None:
     """Raise if a table or column of pandas has the cells' names in another order.
 
     Parameters
@@ -328,7 +328,7 @@ def check_order(given: Mapping[str, Any], names: Callable[[], pd.Index], source:
     given
         What was given, by its name in the message; a mapping is checked part by part.
     names
-        Returns the names of the cells, which are read from files only if needed.
+        Names of the cells.
     source
         How the user gets them.
     """
@@ -336,7 +336,6 @@ def check_order(given: Mapping[str, Any], names: Callable[[], pd.Index], source:
         if isinstance(value, Mapping):
             check_order({f"{what}[{key!r}]": part for key, part in value.items()}, names, source)
         elif isinstance(value, pd.Series | pd.DataFrame):
-            cells = names()
-            if not value.index.equals(cells) and cells.is_unique and set(value.index) == set(cells):
+            if not value.index.equals(names) and names.is_unique and set(value.index) == set(names):
                 msg = f"The rows of {what} are the cells in another order; use .loc[{source}]."
                 raise ValueError(msg)

@@ -330,9 +330,8 @@ def _evaluate_modalities(
             raise ValueError(msg) from error
     together, least = "+".join(modalities), {name: least_cells(name, has_train="train" in sets) for name in sets}
     if len(modalities) > 1 and wanted("joint") != []:
-        by_modality = [*sources.values()]
-        if paired := paired_cells(by_modality, least, f"{together} is not judged together"):
-            joint = joint_sources(by_modality, paired)
+        if paired := paired_cells(sources, least):
+            joint = joint_sources([*sources.values()], paired)
             checked[together] = joint, check_sources(joint, wanted("joint"), scope="joint")
     rows: list[Row] = []
     noted: dict[str, dict[str, object]] = {"n_cells": {}, "n_labelled": {}, "leaked": {}}
@@ -344,9 +343,9 @@ def _evaluate_modalities(
     of_pair = choose_metrics(wanted("pair"), "pair", {"modalities"} if len(modalities) > 1 else set())
     least = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if of_pair else ():
-        both = [sources[modality] for modality in pair]
-        if paired := paired_cells(both, least, f"{'+'.join(pair)} is not compared as a pair"):
-            context = pair_context(both, paired, draws)
+        both = {modality: sources[modality] for modality in pair}
+        if paired := paired_cells(both, least):
+            context = pair_context([*both.values()], paired, draws)
             rows.extend({"modality": "+".join(pair), "group": ALL, **context.row(metric)} for metric in of_pair)
     table = table_of(rows, ("modality", "metric", "group"), FIGURES)
     table.attrs.update(noted, scales=scales)

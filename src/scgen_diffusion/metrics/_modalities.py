@@ -122,18 +122,19 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str,
 
 
 def paired_cells(
-    sources: Sequence[Mapping[str, Source]], needed: Mapping[str, int], consequence: str
+    sources: Mapping[str, Mapping[str, Source]], needed: Mapping[str, int]
 ) -> dict[str, list[NDArray[np.intp]]] | None:
     """Return the positions, in each modality, of the cells of some sets that have all of these modalities.
 
-    If a set has fewer of them than ``needed``, warn of the ``consequence``, and return None.
+    If a set has fewer of them than ``needed``, give a warning, and return None.
     """
     found = {}
     for name, fewest in needed.items():
-        of_modalities = [own[name].obs_names for own in sources]
+        of_modalities = [own[name].obs_names for own in sources.values()]
         names = reduce(pd.Index.intersection, of_modalities)
         if len(names) < fewest:
-            warn_user(f"{consequence}: only {len(names)} cells of `{name}` have all of them; {fewest} are needed.")
+            together = " and ".join(sources)
+            warn_user(f"Comparing {together} needs {fewest} cells of `{name}` with all of them, not {len(names)}.")
             return None
         found[name] = [own.get_indexer(names) for own in of_modalities]
     return found

@@ -1046,7 +1046,7 @@ class DiffusionModel(BaseModelClass):
         engine.check_sampler(sampling)
         condition = engine.conditions.as_table(condition)
         if isinstance(condition, pd.DataFrame):
-            check_order({"`library_size`": library_size}, lambda: condition.index, "condition.index")
+            check_order({"`library_size`": library_size}, condition.index, "condition.index")
         codes = engine.conditions.request(condition, n_cells)
         totals = engine.totals(library_size, len(codes), sampling.output)
         distinct, _ = codes.runs()
@@ -1090,7 +1090,7 @@ class DiffusionModel(BaseModelClass):
         given = control_cells(engine.conditions, source, condition)
         own, codes, method = given.own, given.codes, self._counterfactual_method(given, method)
         check_learned(self.module, engine.conditions, own, method)
-        check_order({"`library_size`": library_size}, lambda: given.names, CELL_NAMES)
+        check_order({"`library_size`": library_size}, source.obs_names, CELL_NAMES)
         if method == "inversion":  # in any number of steps, on any path
             inversion = inversion_by(sampling.sampler, self.module.path)
         else:

@@ -189,11 +189,6 @@ class ControlCells:
     own: np.ndarray
     codes: np.ndarray
 
-    @property
-    def names(self) -> pd.Index:
-        """Their names."""
-        return self.source.obs_names
-
 
 @dataclass
 class Prediction(Job):
@@ -325,7 +320,7 @@ def control_cells(conditions: Conditions, source: GivenCells | CellFiles, condit
     if any(1 < len(values) < len(own) for _, values in requested.given):
         msg = f"`condition` must have one value for all cells, or one for each of {len(own)} cells, in each key."
         raise ValueError(msg)
-    check_order({"`condition`": condition}, lambda: source.obs_names, CELL_NAMES)
+    check_order({"`condition`": condition}, source.obs_names, CELL_NAMES)
     codes = requested.all()
     return ControlCells(source, condition, requested, own, np.where(codes == OPEN, own, codes))
 
