@@ -72,7 +72,7 @@ def test_a_table_gives_every_cell_its_conditions(call, saved_model, asked, tmp_p
 
 
 def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp_path):
-    line = """-n 5 -g cell_type=2 -g dose=1.5 --library-size 300 --n-steps 4 --sampler heun --counts --batch-size 7
+    line = """-n 5 -g cell_type=2 -g dose=1.5 --library-size 300 --n-steps 4 --sampler euler --counts --batch-size 7
         --shard-size 64 --quiet"""
     code, out, err = call("generate", saved_model, tmp_path / "new.zarr", *line.split())
     assert (code, out, err) == (0, f"{tmp_path / 'new.zarr'}\n", "")
@@ -81,7 +81,7 @@ def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp
         "guidance_scale": {"cell_type": 2, "dose": 1.5},
         "library_size": 300,
         "n_steps": 4,
-        "sampler": "heun",
+        "sampler": "euler",
         "counts": True,
         "batch_size": 7,
         "shard_size": 64,

@@ -51,7 +51,7 @@ def generators(n=50):
     return Generators(0, range(n))
 
 
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2)])
 def test_the_counterfactual_converges_to_the_exact_map(name, order):
     x = normal_data()
     inversion = FlowInversion(FLOW_SAMPLERS[name].step)
@@ -64,7 +64,7 @@ def test_the_counterfactual_converges_to_the_exact_map(name, order):
     assert error(40) / error(80) > 0.85 * 2**order
 
 
-@pytest.mark.parametrize("name", ["euler", "midpoint", "heun"])
+@pytest.mark.parametrize("name", ["euler", "midpoint"])
 @pytest.mark.parametrize("n_steps", [1, 3, 10])
 def test_there_and_back_returns_the_data_however_few_steps_there_are(name, n_steps):
     field, x = velocity_of(OWN, STD), normal_data()

@@ -301,7 +301,7 @@ def test_no_generated_cell_is_empty_whatever_the_others(make_trained, cls, optio
     ("error", "named", "values"),
     [
         (ValueError, "n_cells", [0, 2**63]),
-        (ValueError, "sampler", ["heuns"]),
+        (ValueError, "sampler", ["eulers"]),
         (ValueError, "n_steps", [0]),
         (ValueError, "batch_size", [0]),
         (ValueError, "guidance_scale", [np.nan, "2"]),

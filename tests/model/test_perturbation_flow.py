@@ -135,7 +135,7 @@ def test_stages_that_it_needs_must_be_trained(trained, make_model):
     [
         ({"method": "teleport"}, "method"),
         ({"method": "perturbation_flow", "adata_control": None}, "inversion"),
-        ({"sampler": "heun", "n_steps": 0}, "n_steps"),
+        ({"sampler": "euler", "n_steps": 0}, "n_steps"),
         ({"guidance_scale": 3.0}, "guidance"),
     ],
 )

@@ -77,7 +77,8 @@ def test_latents_are_sampled_on_their_own_scale(monkeypatch):
     module = build()
     monkeypatch.setattr(module, "decode", lambda z, *_: z)
     monkeypatch.setattr(module, "draw_cells", lambda z, *_, **__: z)
-    module.standardise_latents(torch.full((2, 4), 5.0), torch.full((2, 4), 0.1))
+    module.latent_mean.fill_(5.0)
+    module.latent_std.fill_(0.1)
 
     condition, generators = torch.zeros(64, 0).long(), Generators(0, range(64))
     denoiser = module.denoiser(condition, Guidance(Joint().terms([])))

@@ -136,7 +136,7 @@ REQUEST = [
     option("--library-size", "Total counts.", Keyed("[MODALITY=]N", value)),
     flag("--counts", "Return integer counts, also from SCRDIT and WBDIT."),
     option("--guidance-scale -g", "Strength of the condition; default: 1.", Keyed("[KEY=]NUMBER", value)),
-    option("--sampler", "Sampler: euler, midpoint, heun, ddim, dpm_solver ..."),
+    option("--sampler", "Sampler: euler, midpoint, ddim, dpm_solver ..."),
     option("--n-steps", "Steps of the sampler.", int),
     option("--batch-size", "Cells at a time. It does not change the cells.", int),
     option("--shard-size", "Cells per part of the output; after an interruption, finished parts are kept.", int),

@@ -57,12 +57,6 @@ def midpoint_step(field: Field, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
     return x + dt * field(x + dt / 2 * field(x, t), t + dt / 2)
 
 
-def heun_step(field: Field, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
-    """Take one step of Heun's trapezoidal method (order 2, two evaluations)."""
-    slope = field(x, t)
-    return x + dt / 2 * (slope + field(x + dt * slope, t + dt))
-
-
 @dataclass(frozen=True)
 class FixedStepSampler:
     """Integrate with equal steps.
@@ -441,7 +435,6 @@ def share_of_masked(path: Path, t: Tensor, s: Tensor) -> Tensor:
 FLOW_SAMPLERS: dict[str, Sampler] = {
     "euler": FixedStepSampler(euler_step, default_n_steps=50),
     "midpoint": FixedStepSampler(midpoint_step, default_n_steps=10),
-    "heun": FixedStepSampler(heun_step, default_n_steps=10),
 }
 DIFFUSION_SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPMSampler(),

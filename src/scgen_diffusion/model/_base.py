@@ -106,7 +106,6 @@ from ._training import (
     describe_training,
     plan_runs,
     split_cells,
-    warn_of_busy_cores,
     warn_of_rare_labels,
 )
 
@@ -124,14 +123,6 @@ if TYPE_CHECKING:
     from ._jobs import ControlCells
 
 ADVICE_ON_COUNTS = "The model was set up with counts there."
-
-
-class History(dict[str, "pd.DataFrame"]):
-    """Losses by name; the error for a name of another model lists those of this one."""
-
-    def __missing__(self, name: str) -> pd.DataFrame:
-        msg = f"`history` has no {name!r}. {known_names(name, [*self])}"
-        raise KeyError(msg)
 
 
 class DiffusionModel(BaseModelClass):
@@ -543,7 +534,6 @@ class DiffusionModel(BaseModelClass):
         After an error the model is as it was before, but for stages whose training has ended.
         """
         respect_thread_limit()
-        warn_of_busy_cores()
         started, how, before, plans = time.monotonic(), RunOptions.of(**options), self._snapshot(), list[StagePlan]()
         how = replace(how, enable_progress_bar=how.is_first_process() and how.enable_progress_bar)
         try:
@@ -577,7 +567,7 @@ class DiffusionModel(BaseModelClass):
             self.__dict__.update(before)
             raise
         if how.enable_progress_bar:
-            show(describe_training(runs, plans, time.monotonic() - started))
+            show(describe_training(plans, time.monotonic() - started))
 
     def _fit(self, run: StageRun, plan: StagePlan, data: StageData, *depends_on: object, **arguments: Any) -> StagePlan:
         """Train a stage, and record how; return its plan.
@@ -597,7 +587,7 @@ class DiffusionModel(BaseModelClass):
             # total counts come from both parts of the split
             plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, self.validation_indices_, *depends_on)
             plan.losses_before = history[loss][loss].dropna().to_dict() if loss in history else {}
-        self.trainer = run_stage(plan, data, run.options, max_epochs=run.n_epochs, progress=run.progress)
+        self.trainer = run_stage(plan, data, run.options, max_epochs=run.n_epochs)
         self.to_device(self.trainer.strategy.root_device)  # like scvi-tools' models, it stays where it was trained
         self.history_ = {**history, **plan.history}
         recorded = {**asdict(run.recipe), **arguments, "seed": settings.seed}
@@ -639,9 +629,9 @@ class DiffusionModel(BaseModelClass):
         return self.summary_string
 
     @property
-    def history(self) -> History:
+    def history(self) -> dict[str, pd.DataFrame]:
         """Losses by name, ``<stage>_<loss>_train`` and ``<stage>_<loss>_validation``, as tables by epoch."""
-        return History(self.history_ or {})
+        return self.history_ or {}
 
     @property
     def summary_string(self) -> str:
@@ -730,8 +720,8 @@ class DiffusionModel(BaseModelClass):
             unlike real cells; negative: away from the condition. One number, or a mapping from keys to numbers. See the
             user guide, "Guidance".
         sampler
-            Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. SCLDM has ``"midpoint"``,
-            ``"euler"`` and ``"heun"``. SCRDIT and WBDIT have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the default with
+            Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. SCLDM has ``"midpoint"``
+            and ``"euler"``. SCRDIT and WBDIT have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the default with
             ``head="regression"``), ``"ddim"`` and ``"ddpm"``; SCMDM has ``"unmasking"``. Default: the first.
         n_steps
             Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
@@ -897,7 +887,7 @@ class DiffusionModel(BaseModelClass):
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back uses none. The
             perturbation flow has none: leave it out there.
         sampler
-            SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``. SCRDIT and WBDIT: ``"ddpm"`` (default;
+            SCLDM and MULTISCLDM: ``"euler"`` or ``"midpoint"``. SCRDIT and WBDIT: ``"ddpm"`` (default;
             fresh noise at every step), ``"ddim"`` (one noise for all steps) or ``DDIMSampler(eta=...)``. SCMDM:
             ``"unmasking"``.
         n_steps

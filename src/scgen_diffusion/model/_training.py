@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,20 +20,17 @@ from scgen_diffusion._arguments import (
     warn_user,
 )
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
-from scgen_diffusion.train import USUAL_PATIENCE, RunOptions, TrainingProgress
+from scgen_diffusion.train import USUAL_PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgen_diffusion.data import ConditionKey
-    from scgen_diffusion.train import Bar, Recipe, StagePlan
+    from scgen_diffusion.train import Bar, Recipe, RunOptions, StagePlan
 
 MAX_VALIDATION_CELLS = 2000
 FURTHER_SEEDS = {"prior": 1, "perturbation_flow": 2}  # added to scvi-tools' seed
 SECONDS_WITHOUT_BAR = 3  # of generation, and of what comes before and after the steps of a stage
-TIMES_OF_CORES = Path("/proc/stat")  # of Linux
-IDLE = slice(3, 5)  # states of a core there: idle, and waiting for a disk
-SECONDS_OF_OTHERS = 0.1  # in which this process does nothing
 
 
 @dataclass(frozen=True)
@@ -49,23 +43,19 @@ class StageRun:
         Name of the stage.
     recipe
         Its training options.
-    n_epochs, usual_epochs
-        Most epochs, and those by default.
-    options
-        How it runs, as any stage.
+    n_epochs
+        Most epochs.
     seed
         Seed of its random numbers.
-    progress
-        The bar of all stages.
+    options
+        How it runs, as any stage.
     """
 
     stage: str
     recipe: Any
     n_epochs: int
-    usual_epochs: int
-    options: RunOptions
     seed: int
-    progress: TrainingProgress
+    options: RunOptions
 
     @property
     def bar(self) -> Bar:
@@ -97,8 +87,7 @@ def plan_runs(
     has_validation
         Whether there are validation cells.
     """
-    runs, n_epochs_of = [], dict[str, int]()
-    progress = TrainingProgress(n_epochs_of)
+    planned = {}
     epochs = _by_stage("max_epochs", max_epochs, recipes)
     changes = _by_stage("plan_kwargs", plan_kwargs, recipes)
     if options.early_stopping and (not has_validation or [*recipes] == ["perturbation_flow"]):
@@ -112,13 +101,12 @@ def plan_runs(
             change = {"patience": USUAL_PATIENCE if options.early_stopping else None, **change}
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
-        asked, usual_epochs = epochs[stage], recipe.max_epochs(n_cells)
-        n_epochs = usual_epochs if asked is None else check_count("max_epochs", asked)
+        asked = epochs[stage]
+        n_epochs = recipe.max_epochs(n_cells) if asked is None else check_count("max_epochs", asked)
         seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
-        n_epochs_of[stage] = n_epochs
-        seed += FURTHER_SEEDS.get(stage, 0)
-        runs.append(StageRun(stage, recipe, n_epochs, usual_epochs, options, seed, progress))
-    return runs
+        planned[stage] = recipe, n_epochs, seed + FURTHER_SEEDS.get(stage, 0)
+    options = options.with_progress({stage: n_epochs for stage, (_, n_epochs, _) in planned.items()})
+    return [StageRun(stage, *plan, options) for stage, plan in planned.items()]
 
 
 def _by_stage(argument: str, given: Any, stages: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -136,27 +124,6 @@ def _by_stage(argument: str, given: Any, stages: Mapping[str, Any]) -> Mapping[s
             msg = f"`{argument}` names {name!r}, which this call does not train. {known_names(name, [*stages])}"
             raise ValueError(msg)
     return {stage: given.get(stage) for stage in stages}
-
-
-@cache
-def warn_of_busy_cores() -> None:
-    """Warn, once, if other processes leave no core free: several threads then wait for each other, again and again."""
-    n_threads = torch.get_num_threads()
-    if n_threads == 1 or torch.cuda.is_available() or not TIMES_OF_CORES.exists():
-        return
-    before = _read_times()
-    time.sleep(SECONDS_OF_OTHERS)
-    spent = _read_times() - before
-    if (os.cpu_count() or 1) * spent[IDLE].sum() < spent.sum():
-        warn_user(
-            f"Other processes use all cores; training with {n_threads} threads may then take ten times as long. "
-            "Call `torch.set_num_threads(1)` first."
-        )
-
-
-def _read_times() -> np.ndarray:
-    """Read the times that all cores have spent in each state since the start of the machine."""
-    return np.array(TIMES_OF_CORES.read_text().split()[1:9], dtype=float)
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
@@ -203,12 +170,11 @@ def split_cells(
     return np.sort(order[:n_train]), np.sort(order[n_train:end]), np.sort(order[end:])
 
 
-def describe_training(runs: Sequence[StageRun], plans: Sequence[StagePlan], seconds: float) -> str:
+def describe_training(plans: Sequence[StagePlan], seconds: float) -> str:
     """Return one line: how long training took, and the epochs and the last validation loss of each stage."""
     stages = []
-    for run, plan in zip(runs, plans, strict=False):  # training may have been stopped
+    for plan in plans:
         losses = plan.history.get(plan.key_loss("validation"))
         loss = "" if losses is None else f", validation loss {losses.iloc[-1, 0]:.4g}"
-        usual = f" (by default {run.usual_epochs})" if run.n_epochs < run.usual_epochs else ""
-        stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{usual}{loss}")
+        stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{loss}")
     return f"Training took {seconds / 60:.1f} minutes ({'; '.join(stages)})."

@@ -44,16 +44,14 @@ class ConditionedModule(BaseModuleClass):
     conditions: tuple[ConditionSpec, ...]
     unstandardise: Callable[[Tensor], Tensor]  # of modules with a perturbation flow
 
-    def __init__(self) -> None:
+    def __init__(self, conditions: Sequence[ConditionSpec]) -> None:
         super().__init__()
-        self.perturbation_flow: PerturbationFlow | None = None  # for modules that learn one
-        self.condition_effects: ConditionEffects | None = None  # likewise
-        self.absent_effects: AbsentEffects | None = None  # likewise
-
-    def _register_conditions(self, conditions: Sequence[ConditionSpec]) -> None:
         self.conditions = tuple(conditions)
         self.register_buffer("null_condition", null_condition(conditions))
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
+        self.perturbation_flow: PerturbationFlow | None = None  # for modules that learn one
+        self.condition_effects: ConditionEffects | None = None  # likewise
+        self.absent_effects: AbsentEffects | None = None  # likewise
 
     @property
     def device(self) -> torch.device:

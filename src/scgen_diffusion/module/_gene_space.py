@@ -60,12 +60,11 @@ class GeneSpaceModule(ConditionedModule):
         architecture: GeneSpaceArchitecture,
         n_features: int,
     ) -> None:
-        super().__init__()
+        super().__init__(conditions)
         self.n_input, self.architecture = n_input, architecture
         self.network: Any = network
         self.averaged_network = averaged_copy(network)
         self.library_size = LibrarySizeModel(conditions, n_features)
-        self._register_conditions(conditions)
 
     @property
     def network_and_average(self) -> tuple[nn.Module, AveragedModel]:

@@ -84,7 +84,7 @@ class SCLDMModule(ConditionedModule):
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(conditions)
         a = self.architecture = architecture or SCLDMArchitecture()
         self.input_values = input_values
         self.latent_shape = (a.n_latent_tokens, a.n_latent)
@@ -104,7 +104,6 @@ class SCLDMModule(ConditionedModule):
         self.averaged_prior = averaged_copy(self.prior)
         self.condition_effects = self._build_condition_effects(conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
-        self._register_conditions(conditions)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
 
@@ -498,11 +497,6 @@ class SCLDMModule(ConditionedModule):
         after = self.likelihood.parameters_per_cell(**decoded)
         draw = partial(self.likelihood.counterfactual, self.modelled_values(x), before, after)
         return self.redraw_empty(draw, generators)
-
-    def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
-        """Set mean and scale of the latents for the prior, each ``(tokens, n_latent)``."""
-        self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std.clamp(min=1e-4))
 
     # --- initialisation from the data ---------------------------------------------------------------------------------
 

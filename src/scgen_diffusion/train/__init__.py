@@ -14,7 +14,7 @@ from ._recipes import (
     PriorRecipe,
     Recipe,
 )
-from ._runner import RunOptions, TrainingProgress, quiet, run_stage, show
+from ._runner import RunOptions, quiet, run_stage, show
 from ._stage_data import CellData, EpochBatches, LatentData, StageData, TensorTable, TrainingCells, latents_of
 
 __all__ = [

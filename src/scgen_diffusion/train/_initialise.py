@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LATENTS_AT_A_TIME = 1 << 14
 MOST_AXES = 64
+SMALLEST_LATENT_STD = 1e-4
 SMALLEST_STD = 1e-3  # along an axis that is scaled to unit variance
 MAX_CELLS_FOR_AXES = 5000
 
@@ -61,7 +62,8 @@ def standardise_latents(module: SCLDMModule, latents: TensorTable, rows: np.ndar
         (part["mean"] - mean).square() + part["std"].double().square() for part in (latents[some] for some in parts)
     )
     variance = sum(part.sum(0) for part in squares) / len(rows)
-    module.standardise_latents(mean.float(), variance.sqrt().float())
+    module.latent_mean.copy_(mean)
+    module.latent_std.copy_(variance.sqrt().float().clamp(min=SMALLEST_LATENT_STD))
 
 
 # --- models over all genes --------------------------------------------------------------------------------------------

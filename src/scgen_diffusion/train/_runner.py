@@ -8,7 +8,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -100,6 +100,13 @@ class RunOptions:
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
         return cls(**options, checkpoint_dir=folder, of_trainer=of_trainer)
 
+    def with_progress(self, n_epochs: Mapping[str, int]) -> Self:
+        """Add a bar for the epochs of all stages, unless there is one or none is wanted."""
+        callbacks = [*(self.callbacks or ())]
+        if not self.enable_progress_bar or any(isinstance(callback, ProgressBar) for callback in callbacks):
+            return self
+        return replace(self, callbacks=[*callbacks, TrainingProgress(n_epochs)])
+
     def is_first_process(self) -> bool:
         """Return whether this is the first of several processes; raise ValueError for what Lightning refuses."""
         with refusing_as_value_error(), quiet():
@@ -151,9 +158,7 @@ def quiet() -> Iterator[None]:
 # --- a stage ----------------------------------------------------------------------------------------------------------
 
 
-def run_stage(
-    plan: StagePlan, data: StageData, options: RunOptions, *, max_epochs: int, progress: TrainingProgress
-) -> pl.Trainer:
+def run_stage(plan: StagePlan, data: StageData, options: RunOptions, *, max_epochs: int) -> pl.Trainer:
     """Train a stage, from its checkpoint if there is one; return its trainer.
 
     Ctrl-C ends it, and its weights stay as they are then; several processes end at once.
@@ -169,8 +174,6 @@ def run_stage(
     max_epochs
         Largest number of passes over the training cells. A pass over many cells is cut into several epochs of
         Lightning.
-    progress
-        The bar of all stages, unless the callbacks contain one.
     """
     recipe, path = plan.recipe, None
     n_epochs = max_epochs * epochs_per_pass(len(data.train_indices), recipe.batch_size)
@@ -181,8 +184,6 @@ def run_stage(
     if options.checkpoint_dir is not None:
         path = options.checkpoint_dir / f"{plan.name}.ckpt"
         callbacks.append(StageCheckpoint(path, options.checkpoint_minutes))
-    if options.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-        callbacks.append(progress)
     with quiet():
         trainer = options.build_trainer(
             max_epochs=n_epochs,
