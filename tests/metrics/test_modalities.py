@@ -79,7 +79,7 @@ def test_there_is_a_table_of_each_modality_one_of_all_together_and_one_across(ta
 
 
 def test_the_table_of_a_modality_is_that_of_evaluate_on_the_common_scale(monkeypatch):
-    monkeypatch.setattr(_modalities, "FEW_FEATURES", 0)
+    monkeypatch.setattr(_modalities, "SMALL_PANEL", 0)
     real, synthetic, train = cells(0, 120), cells(1, 120), cells(2, 240)
     metrics = ["w2", "gene_mean_error", "library_size_ks"]
     found = judge(synthetic, metrics=metrics)

@@ -6,7 +6,16 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 
 from ._catalogue import CATALOGUE, GUESSING, excess_over_real
 from ._cells import ComparisonSpace, Expression, align_genes, expression_of
-from ._comparison import ALL, COLUMNS, QUANTILE, Limits, Metric, check_columns, check_one_row_each
+from ._comparison import (
+    ALL,
+    COLUMNS,
+    MIN_CELLS_PER_GROUP,
+    QUANTILE,
+    Limits,
+    Metric,
+    check_columns,
+    check_one_row_each,
+)
 from ._distribution import (
     classifier_auc,
     energy_distance,
@@ -41,7 +50,6 @@ from ._perturbation import (
     mean_change_slope,
     variance_error,
 )
-from ._pools import MIN_CELLS_PER_GROUP
 from ._safety import (
     copied_cells,
     duplicate_share,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from . import _distribution, _genes, _perturbation, _safety, _use
-from ._comparison import MIN_CELLS_PER_LABEL, UNLIKELY, CellComparison, Limits, Metric, Share
+from ._comparison import MIN_CELLS_PER_LABEL, N_CORRELATED_GENES, UNLIKELY, CellComparison, Limits, Metric, Share
 from ._distribution import auc_of_scores, classifier_scores, squared_mmd
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ JOINT: tuple[Scope, ...] = ("all", "joint")
 GROUPS_JOINT: tuple[Scope, ...] = ("all", "group", "joint")
 
 GUESSING = 0.5  # AUC of a classifier that guesses
-N_CORRELATED_GENES = 100
 #: With fewer features, 50 markers are nearly all of them, and variances show no trend along the means.
 FEW_FEATURES = 100
 #: So few held-out cells in `train` harm nobody: nearness is judged by the 1 % of them that lie nearest.

@@ -28,9 +28,14 @@ FIGURES = ("value", "real", "shuffled", "low", "high")  # columns of the table w
 COLUMNS = ("metric", "group", *FIGURES, "better")
 UNKNOWN = float("nan")
 QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
+MIN_CELLS = 50  # of a set, or of a pair of modalities: halves of fewer correlate by chance
+MIN_CELLS_PER_GROUP = 30  # on either side, with which Welch's t is almost normal
 #: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain. If fewer are drawn on a
 #: side, labels get cells of their own.
 MIN_CELLS_PER_LABEL = 20
+MIN_CELLS_OF_MARKERS = 10  # of a label on either side
+MIN_CELLS_PER_PERTURBATION = 2
+N_CORRELATED_GENES = 100
 PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
 LEAST_MEASURED = 500  # cells of each set, however many training cells there are
 UNLIKELY = 0.01  # with fewer copies to expect, chance does not explain one

@@ -22,10 +22,18 @@ from ._cells import (
     check_same_number_of_genes,
     labels_of,
 )
-from ._comparison import ALL, FIGURES, Draws, Metric, table_of
+from ._comparison import (
+    ALL,
+    FIGURES,
+    MIN_CELLS,
+    MIN_CELLS_PER_GROUP,
+    MIN_CELLS_PER_PERTURBATION,
+    Draws,
+    Metric,
+    table_of,
+)
 from ._genes import count_labels
 from ._modalities import (
-    MIN_PAIRED_CELLS,
     choose_scale,
     common_modalities,
     joint_sources,
@@ -33,9 +41,8 @@ from ._modalities import (
     pair_context,
     paired_cells,
 )
-from ._perturbation import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
 from ._perturbation import Perturbed, check_perturbed, control_share_of, parts_of, perturbation_contexts
-from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context
+from ._pools import draw_pools, make_context
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -50,7 +57,6 @@ if TYPE_CHECKING:
 
 #: Columns of the table of perturbations, beside one per entry of `others`.
 PREDICTIONS = ("value", "real", "no_change", "mean_shift", "additive")
-MIN_CELLS = 50
 N_CELLS_CHECKED = 20
 
 
@@ -331,7 +337,7 @@ def _evaluate_modalities(
     together, least = "+".join(modalities), {name: least_cells(name, has_train="train" in sets) for name in sets}
     if len(modalities) > 1 and wanted("joint") != []:
         if paired := paired_cells(sources, least):
-            joint = joint_sources([*sources.values()], paired)
+            joint = joint_sources(sources, paired)
             checked[together] = joint, check_sources(joint, wanted("joint"), scope="joint")
     rows: list[Row] = []
     noted: dict[str, dict[str, object]] = {"n_cells": {}, "n_labelled": {}, "leaked": {}}
@@ -341,11 +347,11 @@ def _evaluate_modalities(
         for what, value in of_cells.items():
             noted[what][modality] = value
     of_pair = choose_metrics(wanted("pair"), "pair", {"modalities"} if len(modalities) > 1 else set())
-    least = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
+    least = dict.fromkeys(("real_test", "synthetic"), MIN_CELLS)
     for pair in combinations(modalities, 2) if of_pair else ():
         both = {modality: sources[modality] for modality in pair}
         if paired := paired_cells(both, least):
-            context = pair_context([*both.values()], paired, draws)
+            context = pair_context(both, paired, draws)
             rows.extend({"modality": "+".join(pair), "group": ALL, **context.row(metric)} for metric in of_pair)
     table = table_of(rows, ("modality", "metric", "group"), FIGURES)
     table.attrs.update(noted, scales=scales)
@@ -416,7 +422,7 @@ def compare_cells(
     pools = draw_pools(sources, space, draws, with_all=with_all)
     of_all = make_context(pools, None, draws)
     if leaked := leaked_share(pools.all_cells) if counts_copies else 0.0:
-        warn_user(f"At least {leaked:.1%} of the cells in `real_test` are in `train`, too, which hides memorisation.")
+        warn_user(f"At least {leaked:.1%} of the cells in `real_test` are in `train`, too; hold out others.")
     n_sides = 2 if pools.others is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
     groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}

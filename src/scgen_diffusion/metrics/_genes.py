@@ -13,7 +13,7 @@ from scipy.ndimage import median_filter
 from scipy.stats import ks_2samp
 
 from ._cells import Cells, Expression, expression_of, labels_of, means, pair_of_expressions, shares_expressed, variances
-from ._comparison import ALL
+from ._comparison import ALL, MIN_CELLS_OF_MARKERS, MIN_CELLS_PER_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -287,8 +287,6 @@ def correlation(a: NDArray, b: NDArray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-MIN_CELLS = 10  # cells of a label on each side that comparing its markers needs
-MIN_CELLS_TESTED = 30  # likewise, with which Welch's t is almost normal
 ROUNDING_ERROR = 1e-12  # squared standard errors below this come from rounding
 
 
@@ -349,7 +347,7 @@ def gene_differences(
         of_cells = [labels_of(cells, groupby, name=name) for cells, name in ((real, "real"), (synthetic, "synthetic"))]
     sizes = pd.concat([count_labels(labels) for labels in of_cells], axis=1).min(axis=1, skipna=False)
     tables = []
-    for label in sizes.index[sizes >= MIN_CELLS_TESTED]:
+    for label in sizes.index[sizes >= MIN_CELLS_PER_GROUP]:
         of_label = [side.values[labels == label] for side, labels in zip(sides, of_cells, strict=True)]
         mean, synthetic_mean = map(means, of_label)
         error = sum(variances(values) / (values.shape[0] - 1) for values in of_label)
@@ -360,7 +358,7 @@ def gene_differences(
         columns |= dict(zip(("real_share", "synthetic_share"), shares, strict=True))
         tables.append(pd.DataFrame({**columns, "t": t}))
     if not tables:
-        msg = f"Comparing genes of `groupby={groupby!r}` needs {MIN_CELLS_TESTED} cells of one label on both sides."
+        msg = f"Comparing genes of `groupby={groupby!r}` needs {MIN_CELLS_PER_GROUP} cells of one label on both sides."
         raise ValueError(msg)
     table = pd.concat(tables)
     return table.iloc[np.argsort(-table["t"].abs(), kind="stable")].reset_index(drop=True)
@@ -482,7 +480,7 @@ def marker_agreement(
 def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_genes: int = 50) -> pd.DataFrame:
     """Return the table of :func:`marker_agreement` from the differences on both sides."""
     rows: dict[str, dict[str, float]] = {}
-    for label, n_real in real.n_cells[real.n_cells >= MIN_CELLS].items():
+    for label, n_real in real.n_cells[real.n_cells >= MIN_CELLS_OF_MARKERS].items():
         rows[label] = row = {"n_real": n_real, "n_synthetic": synthetic.n_cells.get(label, 0)}
         if label not in real.scores.index:
             continue
@@ -511,7 +509,7 @@ def group_differences(
     expression: Expression,
     labels: NDArray,
     *,
-    min_cells: int = MIN_CELLS,
+    min_cells: int = MIN_CELLS_OF_MARKERS,
     sizes: pd.Series | None = None,
     n_of_all: int | None = None,
 ) -> GroupDifferences:

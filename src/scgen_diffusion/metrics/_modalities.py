@@ -24,7 +24,7 @@ from ._cells import (
     scale_to_target,
     variances,
 )
-from ._comparison import Comparison, Context
+from ._comparison import N_CORRELATED_GENES, Comparison, Context
 from ._genes import unit_residuals
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from ._cells import Scale
     from ._comparison import Draws
 
-MIN_PAIRED_CELLS = 50  # halves of fewer correlate by chance, and no interval tells
-N_CORRELATED = 100
 #: With fewer features, each is a large part of the total: dividing by the total makes all others fall when one rises.
-FEW_FEATURES = 500
+SMALL_PANEL = 500
 
 
 def tf_idf(reference: sp.csr_matrix) -> Scale:
@@ -77,7 +75,7 @@ def choose_scale(sets: Mapping[str, AnnData], layer: str | None) -> tuple[str, S
     if log_base is None and 0 < to_csr(matrix[:], "real_test").data.max(initial=0) <= 1:
         reference = align_genes(sets.get("train", real), real.var_names, name="train")
         return "tf_idf", tf_idf(to_csr(matrix_of(reference, layer, "train")[0][:], "train"))
-    return ("log1p", log1p_of_counts) if real.n_vars < FEW_FEATURES else ("log_normalised", log_normalise)
+    return ("log1p", log1p_of_counts) if real.n_vars < SMALL_PANEL else ("log_normalised", log_normalise)
 
 
 def common_modalities(sets: Mapping[str, MuData]) -> list[str]:
@@ -151,14 +149,14 @@ def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:
 
 
 def joint_sources(
-    sources: Sequence[Mapping[str, Source]], paired: Mapping[str, Sequence[NDArray[np.intp]]]
+    sources: Mapping[str, Mapping[str, Source]], paired: Mapping[str, Sequence[NDArray[np.intp]]]
 ) -> dict[str, Source]:
     """Put the modalities of every set side by side, each on its scale.
 
     Each is divided by the standard deviation of its first component, so that none dominates.
     """
     units = []
-    for own in sources:
+    for own in sources.values():
         reference = own.get("train", own["real_test"])
         values = reference.read(np.arange(len(reference)))
         units.append(np.float32(1 / np.sqrt(ComparisonSpace.fit(values).pca.explained_variance_[0])))
@@ -166,31 +164,31 @@ def joint_sources(
     for name, places in paired.items():
         blocks = zip(_read_paired(sources, name, places), units, strict=True)
         values = sp.hstack([block * unit for block, unit in blocks], format="csr")
-        first, rows = sources[0][name], places[0]
+        first, rows = next(iter(sources.values()))[name], places[0]
         labels = None if first.labels is None else first.labels[rows]
         joint[name] = Source(name, first.obs_names[rows], labels, values, slice(None), log_base=np.e, scale=None)
     return joint
 
 
 def _read_paired(
-    sources: Sequence[Mapping[str, Source]], name: str, places: Sequence[NDArray[np.intp]]
+    sources: Mapping[str, Mapping[str, Source]], name: str, places: Sequence[NDArray[np.intp]]
 ) -> list[sp.csr_matrix]:
     """Return the values of each modality on its scale."""
-    return [own[name].read(rows).values for own, rows in zip(sources, places, strict=True)]
+    return [own[name].read(rows).values for own, rows in zip(sources.values(), places, strict=True)]
 
 
 def pair_context(
-    sources: Sequence[Mapping[str, Source]], paired: Mapping[str, Sequence[NDArray[np.intp]]], draws: Draws
+    sources: Mapping[str, Mapping[str, Source]], paired: Mapping[str, Sequence[NDArray[np.intp]]], draws: Draws
 ) -> Context:
     """Compare correlations in one half of the real cells, synthetic cells, the other half, and that one re-paired.
 
     Each label's mean is subtracted. Of each modality of the pair, the features that vary most in real cells count.
     """
     values = {name: _read_paired(sources, name, places) for name, places in paired.items()}
-    kept = [np.argsort(-variances(own), kind="stable")[:N_CORRELATED] for own in values["real_test"]]
+    kept = [np.argsort(-variances(own), kind="stable")[:N_CORRELATED_GENES] for own in values["real_test"]]
     labels = {}
     for name, (rows, _) in paired.items():
-        own = sources[0][name].labels
+        own = next(iter(sources.values()))[name].labels
         labels[name] = np.zeros(len(rows)) if own is None else own[rows]
 
     def correlations(name: str, rows: NDArray, order: NDArray | None = None) -> NDArray[np.float64]:

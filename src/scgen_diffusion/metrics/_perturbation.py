@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from scgen_diffusion.data import OF_CONTROL, SEPARATOR
 
 from ._cells import means, pair_of_expressions, stacked, variances
-from ._comparison import ALL, UNKNOWN, Comparison, Context
+from ._comparison import ALL, MIN_CELLS_PER_PERTURBATION, UNKNOWN, Comparison, Context
 from ._genes import correlation
 from ._safety import copied_cells
 
@@ -47,7 +47,6 @@ Place: TypeAlias = tuple[Parts, str]
 #: The moments of the training cells of a perturbation, and their group.
 Trained: TypeAlias = "tuple[GeneMoments, str]"
 
-MIN_CELLS = 2
 SETS = ("real_test", "synthetic", "control", "train")
 FDR = 0.05
 N_ERRORS = 2  # standard errors (of independent genes) by which a squared change must exceed 0 for a slope
@@ -656,8 +655,9 @@ def check_perturbed(sets: Mapping[str, Perturbed]) -> None:
         raise ValueError(msg)
     for parts, group in sets["real_test"].rows:
         for name, own in (("real_test", parts), ("synthetic", parts), ("control", ())):
-            if (n_cells := len(sets[name].rows.get((own, group), ()))) < MIN_CELLS:
-                msg = f"`{name}` needs {MIN_CELLS} cells of {SEPARATOR.join(parts)!r} in {group!r}, but has {n_cells}."
+            if (n_cells := len(sets[name].rows.get((own, group), ()))) < MIN_CELLS_PER_PERTURBATION:
+                least, perturbation = MIN_CELLS_PER_PERTURBATION, SEPARATOR.join(parts)
+                msg = f"`{name}` needs {least} cells of {perturbation!r} in {group!r}, but has {n_cells}."
                 raise ValueError(msg)
     if "train" in sets and copied_cells(sets["real_test"].expression, sets["train"].expression) > 0.5:
         msg = "`real_test` has cells of `train`."
@@ -746,7 +746,7 @@ def perturbation_contexts(
         if None not in singles:
             found["additive"] = moved(control, group, Shift.of(singles, controls))
         for name, own in sets.items():
-            if name not in SETS and len(own.rows.get(place, ())) >= MIN_CELLS:
+            if name not in SETS and len(own.rows.get(place, ())) >= MIN_CELLS_PER_PERTURBATION:
                 found[name] = moments(name, *place)
         of_real = moments_of(cells)
         compare = partial(Prediction, control=control, mean_response=found.get("mean_shift"))
@@ -759,7 +759,7 @@ def perturbation_contexts(
 
 def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
     """Split the cells of a perturbation in two, several times: positions of both; no splits of too few cells."""
-    if n_cells < 2 * MIN_CELLS:
+    if n_cells < 2 * MIN_CELLS_PER_PERTURBATION:
         return []
     rng = np.random.default_rng(draws.seed)
     return [np.array_split(rng.permutation(n_cells), 2) for _ in range(draws.n_repeats)]

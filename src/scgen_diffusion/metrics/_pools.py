@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import MAX_FITTED_CELLS, ComparisonSpace, Expression, stacked
-from ._comparison import MIN_CELLS_PER_LABEL, AllCells, CellComparison, Context, Sample, Whole
+from ._comparison import MIN_CELLS_PER_GROUP, MIN_CELLS_PER_LABEL, AllCells, CellComparison, Context, Sample, Whole
 from ._distribution import median_squared_distance
 from ._genes import count_labels
 from ._safety import chance_of_alike, fingerprints_of
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ._cells import Source
     from ._comparison import Draws
 
-MIN_CELLS_PER_GROUP = 30
 CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 CELLS_PER_RARE_LABEL = 50

@@ -32,7 +32,7 @@ SOURCES = {"real": "#6e6e6e", "synthetic": "#D55E00"}
 #: Okabe and Ito's colours, ordered so that neighbours also differ in lightness.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-SIGNS = {"lower": "↓", "higher": "↑", "real": "="}
+SIGNS = {"lower": "↓", "higher": "↑", "real": "≈ real"}
 REAL_LABEL = "real cells\nagainst real cells"
 N_COLUMNS = 4
 MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 LETTER, NAME_LETTER, LEGEND = 0.08, 0.066, 1.4  # inches, of labels, names of genes, and the legend
 TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
-WORDS = {"lower": "lower is better", "higher": "higher is better", "real": "best where real cells are"}
 TOP_COLOR = COLORS[1]  # for the genes that change most
 CHANGE = "mean change, ln(1 + CP10k)"
 MARGIN = 0.06  # around the points, as a share of the range
@@ -223,6 +222,7 @@ def perturbation_scores(
         for column, color, marker in zip(columns, palette, markers, strict=True)
     ]
     line = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=REAL_LABEL)
-    signs = [Line2D([], [], linestyle="", label=f"{SIGNS[n]} {WORDS[n]}") for n in better[metrics].unique()]
+    shown = [name for name in ("lower", "higher") if name in set(better[metrics])]
+    signs = [Line2D([], [], linestyle="", label=f"{SIGNS[name]} {name} is better") for name in shown]
     legend_beside(axes[:N_COLUMNS][-1], [*handles, line, *signs])
     return finish(axes, show)

@@ -10,14 +10,13 @@ from matplotlib.colors import Normalize
 
 from scgen_diffusion.metrics import COLUMNS, check_columns, check_one_row_each, excess_over_real
 
-from ._figures import choose, finish, panels
+from ._figures import SIGNS, choose, finish, panels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
-SIGNS = {"lower": "↓", "higher": "↑", "real": "≈ real"}
 DARK = 0.6  # badness above which the text is white
 CLEAR = 2.0  # half-intervals by which cells must be worse than real ones to be clearly worse
 OF_REAL = {"density"}  # whose scale is the value of real cells: shuffled ones are nearly as dense
