@@ -44,6 +44,7 @@ benchmark-quality: $(VENV)/.package ## compare all models and simple baselines b
 
 benchmark-speed: $(VENV)/.test ## measure speed and memory on this processor, and write the tables of the guide; 15 minutes on two quiet cores
 	$(PY) -m benchmarks.speed
+	$(PY) -m benchmarks.pages
 
 benchmark-gpu: $(VENV)/.test ## measure speed and memory on a CUDA device, and compare it with the CPU; 10 minutes
 	$(PY) -m benchmarks.speed.gpu

@@ -1,6 +1,6 @@
 """Published models that are run by their own code, see ``python -m benchmarks.rivals --help``."""
 
-RIVALS = ("CFGen", "scDiffusion", "scDesigner")
+RIVALS = ("CFGen", "scDiffusion")
 
 
 def is_rival(method: str) -> bool:

@@ -5,7 +5,7 @@
 
 For every split, a file goes to a process of the rival's Python: the training cells with their labels, and the labels of
 the cells to draw. What comes back is kept in ``--folder``, as the cells of all methods are. Nothing of a rival is
-part of this repository: ``--repository`` is a clone of its own, which scDesigner, an installed package, does not need.
+part of this repository: ``--repository`` is a clone of its own.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def draw(split: Split, seed: int, arguments: argparse.Namespace) -> ad.AnnData:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("rival", choices=RIVALS)
-    parser.add_argument("--repository", type=Path, help="a clone of the rival's repository; scDesigner needs none")
+    parser.add_argument("--repository", type=Path, required=True, help="a clone of the rival's repository")
     parser.add_argument("--python", required=True, help="Python of an environment that has the rival's requirements")
     parser.add_argument("--datasets", nargs="+", default=["pbmc3k", "kang_ifnb", "worm_embryo"])
     parser.add_argument("--minutes", type=float, default=15, help="training on one core lasts at most as long (15)")

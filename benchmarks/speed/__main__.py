@@ -1,13 +1,12 @@
 """How fast, in how much memory? The package's calls on simulated cells.
 
     python -m benchmarks.speed                                  # everything on this processor; 20 minutes on two cores
-    python -m benchmarks.speed --write-only                     # only write the tables from the stored results
     python -m benchmarks.speed --systems package SCRDIT --threads 1
     python -m benchmarks.speed --systems SCRDIT-published-size SCRDIT --batch 16 128
     python -m benchmarks.speed --systems package --genes 17002 --expressed 6147 --device cuda --precision bf16
 
-Rows are added to ``results/speed.csv``. Without ``--systems``, the marked tables of ``docs/user_guide/speed.md`` are
-written too. For a GPU, see ``python -m benchmarks.speed.gpu``.
+Rows are added to ``results/speed.csv``; ``python -m benchmarks.pages`` writes the tables. For a GPU, see
+``python -m benchmarks.speed.gpu``.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ import pandas as pd
 
 from benchmarks.runner import options, start
 from benchmarks.speed.measure import measure_apart
-from benchmarks.speed.report import write
 from benchmarks.speed.systems import STAGES, SYSTEMS, Setting
-from benchmarks.tables import ROOT, store_rows
+from benchmarks.tables import store_rows
 
 if TYPE_CHECKING:
     import argparse
@@ -56,7 +54,7 @@ def measure(chosen: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = options(__doc__, results=RESULTS)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: everything, and write the pages")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: everything")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--genes", type=int, default=2_000, help="size of the panel")
     parser.add_argument("--expressed", type=int, help="expressed genes per cell; default: 0.36 of the panel")
@@ -66,14 +64,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "tf32", "bf16"], default="float32", help="of the package")
     parser.add_argument("--compile", action="store_true", help="compile the package's networks")
     parser.add_argument("--seconds", type=float, default=10.0, help="approximate duration of each measurement")
-    parser.add_argument("--write-only", action="store_true", help="only write the pages from the stored results")
     chosen = start(parser)
-    parts = [chosen] if chosen.systems else [parser.parse_args(part.split()) for part in EVERYTHING]
-    for part in [] if chosen.write_only else parts:
+    for part in [chosen] if chosen.systems else [parser.parse_args(line.split()) for line in EVERYTHING]:
         part.results = chosen.results
         measure(part)
-    if not chosen.systems:
-        write(chosen.results, ROOT)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from benchmarks.tables import markdown_table, read_table, write_block
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from benchmarks.tables import markdown_table
 
 #: The names of steps in the tables, and the published steps that they are compared with.
 STEP_NAMES: dict[tuple[str, str], tuple[str, tuple[str, str] | None]] = {}
@@ -35,12 +31,6 @@ CALL_NAMES = {
     "generate_anndata": "`generate`, into an AnnData",
     "latent_representation": "`get_latent_representation`",
 }
-
-
-def write(results: Path, root: Path) -> None:
-    """Write the marked places of the pages."""
-    for (page, name), text in page_blocks(read_table(results / "speed.csv")).items():
-        write_block(root / page, name, text)
 
 
 def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
