@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scgen_diffusion.data import ConditionField, ConditionSetup, encode_conditions
-from scgen_diffusion.data._condition_setup import keys_of_state, labels_of
+from scgen_diffusion.data._condition_setup import complete_columns, keys_of_state
 
 N = 12
 TABLE = pd.DataFrame(np.eye(4, 3), index=["A", "B", "C", "NEW"])
@@ -234,12 +234,12 @@ def test_names_of_columns_that_files_of_synthetic_cells_need_are_taken(adata, ki
     ],
 )
 def test_every_cell_has_a_label(adata, names, values, error, words):
-    assert list(labels_of(adata, ["type", "dose"])) == ["type", "dose"]
+    assert list(complete_columns(adata, ["type", "dose"])) == ["type", "dose"]
     adata.obs["cell/type"] = adata.obs["type"]
     if values is not None:
         adata.obs["type"] = values
     with pytest.raises(error, match=words):
-        labels_of(adata, names)
+        complete_columns(adata, names)
 
 
 def test_cells_without_a_number_are_not_said_to_lack_a_label(adata):

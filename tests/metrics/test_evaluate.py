@@ -511,7 +511,7 @@ def test_intervals_of_a_classifier_are_as_wide_as_its_auc_varies_between_draws_o
         ({"metrics": "marker_slope"}, ValueError, "'marker_slope'.*`groupby`"),
         ({"metrics": ["copied_cells"], "train": None, "real": cells(150, seed=1)}, ValueError, "`train`"),
         ({"groupby": "typ"}, KeyError, "'typ'.*'type'"),
-        ({"layer": "raw"}, KeyError, "`real_test` .*'raw'"),
+        ({"layer": "raw"}, KeyError, "'raw' .*real_test"),
         ({"real": cells(49, seed=1)}, ValueError, "`real_test` has 49 cells"),
         ({"real": cells(149, seed=1), "train": None}, ValueError, "`real_test` has 149 cells"),
         ({"synthetic": cells(49, seed=2)}, ValueError, "`synthetic` has 49 cells"),

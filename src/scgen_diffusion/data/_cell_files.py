@@ -32,10 +32,10 @@ from ._condition_keys import check_numbers
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
+    complete_columns,
     encode_conditions,
     extend_keys,
     extend_tables,
-    labels_of,
     registered_genes,
     registered_keys,
 )
@@ -279,7 +279,7 @@ class CellFiles:
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
-        return labels_of(self._read_conditions(names), names)
+        return complete_columns(self._read_conditions(names), names)
 
     def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
         """Return a loader of batches of dense expression and conditions, by their names in the registry.

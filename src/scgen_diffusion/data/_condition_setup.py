@@ -315,7 +315,7 @@ def condition_values(
     return cells.obs[name]
 
 
-def labels_of(cells: AnnData | MuData, names: Sequence[str]) -> pd.DataFrame:
+def complete_columns(cells: AnnData | MuData, names: Sequence[str]) -> pd.DataFrame:
     """Return columns of ``obs`` with a label for every cell."""
     return pd.DataFrame({name: condition_values(cells, name) for name in names}, index=cells.obs.index)
 

@@ -16,8 +16,8 @@ from scgen_diffusion._compat import was_set_up_last
 from ._checks import check_layer, check_not_empty, check_values
 from ._condition_setup import (
     CONDITIONS,
+    complete_columns,
     encode_conditions,
-    labels_of,
     registered_genes,
     registered_keys,
 )
@@ -159,7 +159,7 @@ class RegisteredCells(GivenCells):
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Return columns of ``obs``, such as the donor, with a label for every cell."""
-        return labels_of(self.cells, names)
+        return complete_columns(self.cells, names)
 
     def _check_values(self) -> None:
         arguments, cells, rows = self.manager.registry["setup_args"], self.cells, sampled_rows(self.n_cells)

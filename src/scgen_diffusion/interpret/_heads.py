@@ -124,7 +124,7 @@ def head_loadings(
     places = places_of(network, tokens)
     total = np.zeros((len(head_names(network)), source.n_vars))
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed):
-        x_t, t, condition = batch.at(model.module.path, timestep)
+        x_t, t, condition = batch.at(timestep)
         with torch.enable_grad():
             x_t = x_t.detach().clone().requires_grad_()
             layers = network.head_coordinates(x_t, t, condition)
@@ -239,7 +239,7 @@ def head_effects(
 
 def predicted_profiles(module: ProfileModule, network: nn.Module, batch: CellBatch, timestep: float) -> Tensor:
     """Return the clean profiles that a network predicts from noised cells, ``(cells, genes)``, before zeros are cut."""
-    x_t, timesteps, condition = batch.at(module.path, timestep)
+    x_t, timesteps, condition = batch.at(timestep)
     t = torch.full_like(timesteps, path_time(module.path, timestep).item())
     data, _ = module.network.target.to_data_and_noise(module.path, network(x_t, timesteps, condition), x_t, t)
     return module.expected_profiles(data)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from torch import Tensor
 
-    from scgen_diffusion.diffusion import VariancePreserving
     from scgen_diffusion.model import WBDIT
     from scgen_diffusion.nn import GeneDiT, HalfTrace, SparseCoding
 
@@ -131,9 +130,8 @@ def layer_statistics(
     path = model.module.path
     timesteps = check_times(path, times)
     batches = noised_cells(model, source, rows, conditional=conditional, seed=seed)
-    measured = _measure(network, path, batches, timesteps)
     tables = []
-    for timestep, cells in zip(timesteps, measured, strict=True):
+    for timestep, cells in zip(timesteps, _measure(network, batches, timesteps), strict=True):
         by_group = cells.groupby(groups.array, observed=True)
         columns = {"value": by_group.mean(), "std": by_group.std(), "n_cells": by_group.count()}
         table = pd.DataFrame({name: found.rename_axis("group").unstack() for name, found in columns.items()})
@@ -175,19 +173,17 @@ def head_coding_rates(
     network, source, rows = opened(model, adata, indices)
     timesteps = check_times(model.module.path, time, most=1)
     batches = noised_cells(model, source, rows, conditional=conditional, seed=seed)
-    (cells,) = _measure(network, model.module.path, batches, timesteps)
+    (cells,) = _measure(network, batches, timesteps)
     rates = cells.xs("subspace_coding_rate_before", axis=1, level="statistic").drop(columns=ALL, level="head")
     return rates.droplevel("layer", axis=1).set_axis(source.obs_names[rows]).rename_axis(columns=None)
 
 
-def _measure(
-    network: GeneDiT, path: VariancePreserving, batches: Iterable[CellBatch], timesteps: Sequence[float]
-) -> list[pd.DataFrame]:
+def _measure(network: GeneDiT, batches: Iterable[CellBatch], timesteps: Sequence[float]) -> list[pd.DataFrame]:
     """Measure every layer on every cell: a table for each timestep, with cells in rows and labels in columns."""
     parts: list[list[pd.DataFrame]] = [[] for _ in timesteps]
     for batch in batches:
         for timestep, of_time in zip(timesteps, parts, strict=True):
-            found = cell_statistics(network, *batch.at(path, timestep))
+            found = cell_statistics(network, *batch.at(timestep))
             of_time.append(pd.DataFrame({label: values.double().cpu().numpy() for label, values in found.items()}))
     return [pd.concat(own).rename_axis(columns=LABEL) for own in parts]
 

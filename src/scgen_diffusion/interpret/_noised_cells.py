@@ -86,11 +86,12 @@ class CellBatch:
     noise: Tensor
     condition: Tensor
     generators: Generators
+    path: VariancePreserving
 
-    def at(self, path: VariancePreserving, timestep: float) -> tuple[Tensor, Tensor, Tensor]:
+    def at(self, timestep: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return noised cells at a timestep, the timestep of each, and their conditions."""
-        t = torch.full_like(self.data[:, 0], path_time(path, timestep).item())
-        return path.interpolate(self.data, self.noise, t), torch.full_like(t, timestep), self.condition
+        t = torch.full_like(self.data[:, 0], path_time(self.path, timestep).item())
+        return self.path.interpolate(self.data, self.noise, t), torch.full_like(t, timestep), self.condition
 
 
 def opened_network(model: WBDIT) -> GeneDiT:
@@ -145,4 +146,4 @@ def noised_cells(
         if isinstance(module.strategy, Joint):
             own = module.condition_columns.complete(own)  # training shows all conditions of a cell or none
         condition = own if conditional else module.condition_columns.keep(own, ())
-        yield CellBatch(batch, data, noise, condition, generators)
+        yield CellBatch(batch, data, noise, condition, generators, module.path)

@@ -20,6 +20,7 @@ from scgen_diffusion.data import (
     CellFiles,
     are_whole_numbers,
     as_labels,
+    check_layer,
     check_structure,
     check_values,
     join_labels,
@@ -193,9 +194,7 @@ def matrix_of(
         layer = COUNTS_LAYER
         if is_generated and cells.X is not None:
             _warn_of_other_counts(cells, name)
-    if layer is not None and layer not in cells.layers:
-        msg = f"`{name}` has no layer {layer!r}; its layers are {layer_names(cells)}."
-        raise KeyError(msg)
+    check_layer(cells, layer, name)
     if (matrix := values_in(cells, layer)) is None:
         msg = f"`{name}` has no `X` and no layer {COUNTS_LAYER!r}; its layers are {layer_names(cells)}."
         raise ValueError(msg)

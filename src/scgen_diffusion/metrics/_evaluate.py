@@ -245,8 +245,8 @@ def evaluate(
     if is_multimodal:
         return _evaluate_modalities(sets, names, groupby, layer, draws)
     if control is not None:
-        how = draws, perturbation_key, separator, groupby, layer, space
-        return _evaluate_perturbations(sets, dict(others or {}), names, *how)
+        how = {"groupby": groupby, "layer": layer, "space": space}
+        return _evaluate_perturbations(sets, others or {}, names, draws, perturbation_key, separator, **how)
     sources = read_sources(sets, groupby, layer)
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)

@@ -176,7 +176,7 @@ def sides_of(real: AnnData, synthetic: AnnData, layer: str | None) -> dict[str, 
     return sides
 
 
-def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
+def column_as_text(cells: AnnData, key: str, name: str) -> pd.Series:
     """Return a column of `obs` as text (:func:`as_label`)."""
     return as_labels(obs_column(cells, key, name))
 
@@ -188,7 +188,7 @@ def categories_of(cells: AnnData, key: str) -> list[str]:
 
 def label_order(sides: Mapping[str, Side], key: str) -> list[str]:
     """Return the labels that occur: categories of the real cells in their order, then others, and a missing one."""
-    present = set().union(*(labels_of(side.cells, key, name) for name, side in sides.items()))
+    present = set().union(*(column_as_text(side.cells, key, name) for name, side in sides.items()))
     known = [label for side in sides.values() for label in categories_of(side.cells, key)]
     return [label for label in dict.fromkeys([*known, NO_LABEL]) if label in present]
 

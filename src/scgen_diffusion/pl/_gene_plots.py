@@ -19,11 +19,11 @@ from scgen_diffusion.metrics import correlation, gene_correlations, gene_statist
 from ._figures import (
     SOURCES,
     choose,
+    column_as_text,
     explain_colors,
     finish,
     ink,
     label_order,
-    labels_of,
     mixed_scatter,
     panels,
     plain_numbers,
@@ -95,7 +95,7 @@ def library_size(
         if totals is None or not totals.any():
             msg = f"`{name}` holds no counts, or log-normalised values; set `layer` to the layer with counts."
             raise ValueError(msg)
-        labels = ALL_CELLS if groupby is None else labels_of(side.cells, groupby, name).to_numpy()
+        labels = ALL_CELLS if groupby is None else column_as_text(side.cells, groupby, name).to_numpy()
         tables.append(pd.DataFrame({"total": totals, "cells": name, "label": labels}))
     table = pd.concat(tables, ignore_index=True).query("total > 0")
     look = {"x": "total", "hue": "cells", "palette": SOURCES, "legend": False}
@@ -284,7 +284,7 @@ def gene_correlation(
     places = np.argsort(-variances, kind="stable")[:n_genes]
     vectors = []
     for name, side in sides.items():
-        labels = None if groupby is None else labels_of(side.cells, groupby, name).to_numpy().astype(str)
+        labels = None if groupby is None else column_as_text(side.cells, groupby, name).to_numpy().astype(str)
         vectors.append(gene_correlations(side.expression.values[:, places].toarray(), labels))
     distances = np.maximum(1 - vectors[0], 0)  # rounding puts equal genes a little below zero
     order = leaves_list(linkage(distances, "average", optimal_ordering=True))
@@ -358,7 +358,7 @@ def marker_dotplot(
     scgen_diffusion.metrics.marker_agreement : The agreement in numbers.
     """
     sides = sides_of(real, synthetic, layer)
-    labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
+    labels = {name: column_as_text(side.cells, groupby, name) for name, side in sides.items()}
     order = label_order(sides, groupby)
     title = "Marker genes of real cells" if genes is None else "Expression of genes"
     if genes is None:
