@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
 LARGEST = 2**31 - 1  # number of cells, steps and the like, which torch and numpy keep in fixed types
 N_KNOWN = 20  # listed names
@@ -67,8 +67,8 @@ def check_options(
             raise ValueError(msg)
 
 
-def as_list(names: str | Iterable[str] | None) -> list[str]:
-    """Return one name or number, several or none as a list."""
+def as_list(names: Any) -> list[Any]:
+    """Return one name, number or path, several or none as a list."""
     is_one = isinstance(names, str) or not hasattr(names, "__iter__")
     return [] if names is None else [names] if is_one else list(names)
 

@@ -98,7 +98,7 @@ def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
     ValueError
         If it is not an AnnData.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         msg = f"There is no file {path}."
         raise FileNotFoundError(msg)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import anndata
@@ -16,7 +15,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
-from scgen_diffusion._arguments import check_count, known_names, list_first
+from scgen_diffusion._arguments import as_list, check_count, known_names, list_first
 
 from ._anndata_file import open_anndata_files
 from ._checks import (
@@ -170,8 +169,11 @@ class CellFiles:
         self.window_size = check_count("window_size", window_size)
         self.files: list[AnnDataFile] = []
         try:
-            for path in list_paths(paths):
+            for path in as_list(paths):
                 self.files += open_anndata_files(path)
+            if not self.files:
+                msg = "`paths` is empty; name at least one file."
+                raise ValueError(msg)
             self.var, matrices = matrices_of_genes(self.files, self.layer, genes)
             self.matrix = JoinedMatrix(matrices)
             self._totals = self._check_cells(matrices)
@@ -331,15 +333,6 @@ class ComparedFiles(CellFiles):
 
     def _check_cells(self, matrices: Sequence[FileMatrix]) -> np.ndarray:
         return np.zeros(0)
-
-
-def list_paths(paths: Paths) -> list[Path]:
-    """Return the paths of one or several files; raise ValueError if there are none."""
-    given = [paths] if isinstance(paths, str | os.PathLike) else paths
-    if not (listed := [Path(path).expanduser() for path in given]):
-        msg = "`paths` is empty; name at least one file."
-        raise ValueError(msg)
-    return listed
 
 
 ARGUMENTS = ("values", "modalities", "layer", "layers", "control_values")  # that cells and their model share
