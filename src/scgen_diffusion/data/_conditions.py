@@ -241,7 +241,7 @@ class Conditions:
             if not are_given.any():
                 drawn[rows] = self._draw(cells, uniform[rows])
                 continue
-            search = self._search(cells, are_given)
+            search = self._search(pattern, cells, are_given)
             wanted = self._in_reach(codes[rows], are_given)
             distances, near = search.query(wanted, range(1, min(N_NEIGHBOURS, len(cells)) + 1), p=np.inf)
             n_nearer = np.cumsum(self.n_cells[cells[near]], axis=1)[:, :-1]
@@ -282,7 +282,7 @@ class Conditions:
                 are_unseen[rows] = True
             elif are_given.any():
                 wanted = self._in_reach(codes[rows], are_given)
-                are_unseen[rows] = self._search(cells, are_given).query(wanted, p=np.inf)[0] > 1
+                are_unseen[rows] = self._search(pattern, cells, are_given).query(wanted, p=np.inf)[0] > 1
         return are_unseen
 
     @cached_property
@@ -306,8 +306,16 @@ class Conditions:
         """Return some columns of codes in units of the reach of their keys."""
         return (codes / [key.reach for key in self.by_key for _ in range(key.n_columns)])[:, columns]
 
-    def _search(self, cells: np.ndarray, columns: np.ndarray) -> KDTree:
-        return KDTree(self._in_reach(self.combinations[cells], columns))
+    def _search(self, pattern: np.ndarray, cells: np.ndarray, columns: np.ndarray) -> KDTree:
+        """Return a tree of the numbers of a pattern's cells in these columns, which is built once."""
+        tree = self._trees.get(pattern.tobytes())
+        if tree is None:
+            tree = self._trees[pattern.tobytes()] = KDTree(self._in_reach(self.combinations[cells], columns))
+        return tree
+
+    @cached_property
+    def _trees(self) -> dict[bytes, KDTree]:
+        return {}
 
     def _draw(self, cells: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw one of some combinations for each random number, in proportion to their cells."""

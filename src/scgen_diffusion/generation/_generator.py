@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.perturbation import ProfileSums
 
-    from ._request import CellRequest, Counterfactual
+    from ._request import CellRequest, PredictionRequest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -291,7 +291,7 @@ class CellGenerator:
         return self._over_blocks(partial(self._make_block, request, stop=rows.stop), firsts, batch_size)
 
     def predictions(
-        self, request: Counterfactual, batches: Iterable[Tensor], first: int, batch_size: int | None
+        self, request: PredictionRequest, batches: Iterable[Tensor], first: int, batch_size: int | None
     ) -> Iterator[tuple[Rows, ProfileSums | None]]:
         """Predict given cells under other conditions.
 
@@ -351,7 +351,7 @@ class CellGenerator:
         known, shown = (module.condition_columns.keep(given, sampling.guidance.keys) for given in (start, condition))
         denoiser = module.denoiser(start, sampling.guidance)
         totals = None if request.library_size is None else request.library_size[rows]
-        lacking = None if request.lacking is None else request.lacking.of(asked)
+        corrections = None if request.corrections is None else request.corrections.of(asked)
 
         def draw(generators: Generators) -> Tensor:
             options: dict[str, Any] = {"n_steps": sampling.n_steps, "generators": generators}
@@ -360,13 +360,13 @@ class CellGenerator:
             if (starts != asked).any():
                 states = module.perturbed_latents(states, start, condition, sampling.sampler, **options)
             draw_totals = partial(module.draw_totals, totals, generators, shown)
-            return module.cells_of(states, draw_totals, generators, shown, sampling.output, lacking=lacking)
+            return module.cells_of(states, draw_totals, generators, shown, sampling.output, corrections=corrections)
 
         x, n_wanted = module.redraw_empty(draw, generators), stop - first
         return rows_of(x[:n_wanted], sparse=module.has_zeros(sampling.output)), codes[:n_wanted]
 
     def _predict_block(
-        self, request: Counterfactual, block: tuple[Tensor, np.ndarray, int]
+        self, request: PredictionRequest, block: tuple[Tensor, np.ndarray, int]
     ) -> tuple[Rows, ProfileSums | None]:
         """Predict a whole block of given cells: their expression, positions in the request, and how many are wanted."""
         (x, positions, n_wanted), sampling, sizes = block, request.sampling, request.library_size
@@ -376,7 +376,7 @@ class CellGenerator:
         new = module.condition_tensor(codes)
         by_flow: dict[str, Any] = {}
         if request.inversion is None:
-            by_flow["perturbed"] = own, new, None if request.lacking is None else request.lacking.of(codes)
+            by_flow["perturbed"] = own, new, None if request.corrections is None else request.corrections.of(codes)
 
         def predict(generators: Generators) -> Tensor:
             def move(states: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class CellRequest:
         Name of a distribution, or totals ``(cells, ...)``.
     seed
         Seed of all draws.
-    lacking
+    corrections
         Changes that the decoder lacks where the perturbation flow moves cells; None: none.
     """
 
@@ -69,7 +69,7 @@ class CellRequest:
     sampling: SamplingOptions
     library_size: Any
     seed: int
-    lacking: Corrections | None = None
+    corrections: Corrections | None = None
 
     @property
     def n_cells(self) -> int:
@@ -78,7 +78,7 @@ class CellRequest:
 
 
 @dataclass
-class Counterfactual:
+class PredictionRequest:
     """A checked request to predict given cells under new conditions.
 
     Parameters
@@ -97,7 +97,7 @@ class Counterfactual:
         Seed of all draws.
     group
         Number of the group of each cell whose mean changes are wanted, -1 for none, ``(cells,)``. None: no sums.
-    lacking
+    corrections
         Changes that the decoder lacks; None: none.
     """
 
@@ -109,7 +109,7 @@ class Counterfactual:
     library_size: Any
     seed: int
     group: np.ndarray | None = None
-    lacking: Corrections | None = None
+    corrections: Corrections | None = None
 
 
 def check_batch_size(batch_size: int | None) -> int:

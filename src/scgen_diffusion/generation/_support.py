@@ -52,7 +52,7 @@ class Support(NamedTuple):
         Number of genes whose change is not zero, by the interval of the true mean.
     expected
         Expected mean changes of genes, and the variances of their errors.
-    lacking
+    correction
         What the decoder lacks of these changes, ``(genes,)``; None: they are not corrected.
     """
 
@@ -61,7 +61,7 @@ class Support(NamedTuple):
     strength: float
     n_changed: int
     expected: Changes
-    lacking: Tensor | None
+    correction: Tensor | None
 
     @property
     def code(self) -> str:
@@ -89,11 +89,11 @@ class Corrections:
     @classmethod
     def of_supports(cls, codes: np.ndarray, supports: Sequence[Support]) -> Corrections | None:
         """Gather the changes of the combinations ``codes``; None if there are none."""
-        which = [number for number, support in enumerate(supports) if support.lacking is not None]
+        which = [number for number, support in enumerate(supports) if support.correction is not None]
         which.sort(key=lambda number: (codes[number] == OPEN).sum())  # the first that fits a cell says most of it
         if not which:
             return None
-        changes = torch.stack([supports[number].lacking for number in which])
+        changes = torch.stack([supports[number].correction for number in which])
         return cls(codes[which], torch.cat([changes, torch.zeros_like(changes[:1])]))
 
     def of(self, codes: np.ndarray) -> Tensor:
@@ -102,14 +102,6 @@ class Corrections:
         fits = ((distinct[:, None] == self.codes) | (self.codes == OPEN)).all(2)
         rows = np.where(fits.any(1), fits.argmax(1), len(self.codes))
         return self.changes[rows[which.ravel()]]
-
-
-class MeanChange(NamedTuple):
-    """Predicted minus control mean of each gene, and its interval, ``(genes,)``."""
-
-    change: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
 
 
 @contextmanager
@@ -158,16 +150,16 @@ def judge(
     for number, x in enumerate(cells):
         told, explained = flow.known_changes(x.mean(0, keepdim=True), condition[[number]])
         expected = Changes(*(values[0] for values in told))
-        lacking = None
+        correction = None
         if flow.missed is not None and explained >= LEAST_KNOWN and not were_seen[number]:
             start = None if starts is None else starts[number]
             difference = expected.mean - _decoded_change(module, x, start, condition[number])
             allowed = NO_SURPRISE * expected.variance.nansum() / difference.square().sum().clamp(min=SMALLEST)
-            lacking = ((1 - allowed) * difference).float() if allowed < 1 else None
+            correction = ((1 - allowed) * difference).float() if allowed < 1 else None
         share = float(explained) * np.exp(-worse[number])
         strength = float(expected.mean.square().mean().sqrt())
         n_changed = int((expected.mean.abs() > _quantile(flow) * expected.variance.sqrt()).sum())
-        supports.append(Support(share, float(misfit[number]), strength, n_changed, expected, lacking))
+        supports.append(Support(share, float(misfit[number]), strength, n_changed, expected, correction))
     return supports
 
 
@@ -290,8 +282,11 @@ class PerturbedGroups:
         return judge(module, self.conditions, cells, self.codes, misfits)
 
     @torch.inference_mode()
-    def changes(self, sums: np.ndarray, supports: Sequence[Support]) -> list[MeanChange]:
-        """Return the mean changes of each group from its sums ``(groups, 4, genes)`` of :func:`sum_profiles`."""
+    def changes(self, sums: np.ndarray, supports: Sequence[Support]) -> dict[str, np.ndarray]:
+        """Return mean changes and their intervals from the sums ``(groups, 4, genes)`` of :func:`sum_profiles`.
+
+        Each has the genes of all groups, one group after another.
+        """
         flow: Any = self.module.perturbation_flow
         found = []
         for number, support in enumerate(supports):
@@ -300,8 +295,8 @@ class PerturbedGroups:
             noise = 2 * variance_of_sums(n, predicted, squares) / n  # of these cells, and of as many measured ones
             mean, variance = (values.cpu() for values in support.expected)
             half = _quantile(flow) * (variance + (change - mean).square() / 2 + noise).sqrt()
-            found.append(MeanChange(*(values.numpy() for values in (change, change - half, change + half))))
-        return found
+            found.append(torch.stack([change, change - half, change + half]))
+        return dict(zip(("change", "lower", "upper"), torch.cat(found, dim=1).numpy(), strict=True))
 
 
 def sum_profiles(

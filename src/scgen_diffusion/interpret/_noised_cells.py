@@ -138,7 +138,8 @@ def noised_cells(
         msg = "`conditional` must be False: of `mutually_exclusive` conditions, training shows one key at a time."
         raise ValueError(msg)
     batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
-    for tensors, batch in model.read_cells(source, rows, batch_size, with_labels=conditional):
+    given = model.open_cells(source, "adata", rows, with_labels=conditional)
+    for tensors, batch in model.read_cells(*given, batch_size):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
         noise = module.draw_noise(generators)

@@ -68,8 +68,8 @@ from scgen_diffusion.diffusion import Guidance, inversion_by
 from scgen_diffusion.generation import (
     CellGenerator,
     CellRequest,
-    Counterfactual,
     PerturbedGroups,
+    PredictionRequest,
     check_batch_size,
     describe_condition,
 )
@@ -1065,7 +1065,7 @@ class DiffusionModel(BaseModelClass):
         """Check and resolve the arguments of ``predict_perturbation``."""
         check_batch_size(batch_size)
         engine, output, seed = self._engine, self._output(counts), resolve_seed(seed)
-        sampling = engine.sampling(self._counterfactual_sampler(sampler), n_steps, guidance_scale, output)
+        sampling = engine.sampling(self._prediction_sampler(sampler), n_steps, guidance_scale, output)
         if method is not None and method not in self._prediction_methods:
             known = known_names(method, self._prediction_methods)
             msg = f"{type(self).__name__} does not support `method` {method!r}. {known}"
@@ -1076,9 +1076,9 @@ class DiffusionModel(BaseModelClass):
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        source, _ = self._source(adata_control, "adata_control", None, with_labels=True)
+        source, _ = self.open_cells(adata_control, "adata_control", with_labels=True)
         given = control_cells(engine.conditions, source, condition)
-        own, codes, method = given.own, given.codes, self._counterfactual_method(given, method)
+        own, codes, method = given.own, given.codes, self._prediction_method(given, method)
         check_learned(self.module, engine.conditions, own, method)
         check_order({"`library_size`": library_size}, source.obs_names, CELL_NAMES)
         if method == "inversion":  # in any number of steps, on any path
@@ -1111,7 +1111,7 @@ class DiffusionModel(BaseModelClass):
         group = None if groups is None else groups.group
         return Prediction(
             engine,
-            Counterfactual(own, codes, sampling, inversion, keep_residuals, totals, seed, group),
+            PredictionRequest(own, codes, sampling, inversion, keep_residuals, totals, seed, group),
             engine.identity(sampling, given.requested, totals) | how,
             provenance,
             given.requested.is_uniform,
@@ -1119,7 +1119,7 @@ class DiffusionModel(BaseModelClass):
             batch_size,
             given=given,
             obs=None if isinstance(source, CellFiles) else writable(source.cells.obs),
-            read=lambda rows, size: (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(source, rows, size)),
+            read=lambda rows, size: (part[REGISTRY_KEYS.X_KEY] for part, _ in self.read_cells(source, rows, size)),
             genes=self.var_.index,
             groups=groups,
         )
@@ -1159,11 +1159,11 @@ class DiffusionModel(BaseModelClass):
             msg = f"The model cannot generate yet; train it first. Trained stages: {self.trained_stages_}."
             raise RuntimeError(msg)
 
-    def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
+    def _prediction_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
         """Return the sampler of ``predict_perturbation``, or its default."""
         return self.default_sampler if sampler is None else sampler
 
-    def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
+    def _prediction_method(self, cells: ControlCells, method: str | None) -> str:
         """Return the method to use; raise unless the stages it needs are trained."""
         self._check_ready_to_generate()
         return "inversion"
@@ -1179,33 +1179,26 @@ class DiffusionModel(BaseModelClass):
         self._check_same_features(cells)
         return cells
 
-    def read_cells(
-        self, cells: AnnData, rows: np.ndarray, batch_size: int, *, with_labels: bool
-    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Yield expression and conditions of some rows of an AnnData; ``with_labels``, each needs its conditions."""
-        return self._read(self._to_read(cells, rows, with_labels=with_labels), rows, batch_size)
-
-    def _source(
-        self, adata: AnnData | CellFiles | None, argument: str, indices: Any, *, with_labels: bool
+    def open_cells(
+        self, adata: AnnData | CellFiles | None, argument: str, indices: Any = None, *, with_labels: bool
     ) -> tuple[GivenCells | CellFiles, np.ndarray]:
-        """Return given cells, or the model's, in memory or in files, checked, and the row numbers to read."""
+        """Return given cells, or the model's, in memory or in files, checked, and the row numbers to read.
+
+        Cells in memory need conditions in these rows only, and only ``with_labels``.
+        """
         files = self._file_cells if adata is None else adata
         if isinstance(files, CellFiles):
             check_same_registry(files.registry, self.registry_)
             return files, check_rows(indices, files.n_cells)
-        given = self.given_cells(adata, argument)
-        rows = check_rows(indices, given.n_obs)
-        return self._to_read(given, rows, with_labels=with_labels), rows
-
-    def _to_read(self, cells: AnnData, rows: np.ndarray, *, with_labels: bool) -> GivenCells:
-        """Return cells of an AnnData for :meth:`_read`. None of them need conditions, or ``with_labels`` these rows."""
+        cells = self.given_cells(adata, argument)
+        rows = check_rows(indices, cells.n_obs)
         codes = np.tile(self.combinations_[:1], (cells.n_obs, 1))  # placeholders: any known combination
         if with_labels:
             arrays = {key.name: cells.obsm[key.name][rows] for key in self._condition_keys if key.name in cells.obsm}
             chosen = ReadTables(cells.obs.iloc[rows], arrays)  # a view would copy `raw`
             codes[rows] = encode_conditions(chosen, self._condition_keys)
         matrix, where = self._values_of(cells)
-        return GivenCells(cells, matrix, codes, where)
+        return GivenCells(cells, matrix, codes, where), rows
 
     def _values_of(self, cells: AnnData) -> tuple[Any, str]:
         """Return the matrix that the model reads, ``(cells, genes)``, and its name if its values are to be checked."""
@@ -1219,7 +1212,7 @@ class DiffusionModel(BaseModelClass):
             return values.tocsr(), where
         return values.copy() if cells.is_view else values, where
 
-    def _read(
+    def read_cells(
         self, source: GivenCells | CellFiles, rows: np.ndarray, batch_size: int
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield expression and conditions of some rows, on the model's device, with the row numbers."""

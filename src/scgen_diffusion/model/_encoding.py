@@ -374,8 +374,8 @@ class AutoencoderModel(DiffusionModel):
         self._check_has_autoencoder()
         seed = resolve_seed(seed)
         batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
-        source = self._source(adata, "adata", indices, with_labels=False)
-        for tensors, rows in self._read(*source, self._engine.round_to_blocks(batch_size)):
+        source = self.open_cells(adata, "adata", indices, with_labels=False)
+        for tensors, rows in self.read_cells(*source, self._engine.round_to_blocks(batch_size)):
             yield tensors, Generators(seed, rows.tolist(), self.device)
 
     def _check_has_autoencoder(self) -> None:

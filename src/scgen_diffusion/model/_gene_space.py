@@ -79,7 +79,7 @@ class ProfileModel(GeneSpaceModel):
     def _outputs(self) -> tuple[InputValues, ...]:
         return ("log1p", "counts")
 
-    def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
+    def _prediction_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
         if sampler not in (None, "ddpm", "ddim"):
             return sampler
         return DDIMSampler(eta=0.0 if sampler == "ddim" else 1.0, default_n_steps=50)

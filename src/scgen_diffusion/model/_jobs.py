@@ -29,9 +29,8 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import (
     Corrections,
-    Counterfactual,
-    MeanChange,
     PerturbedGroups,
+    PredictionRequest,
     check_batch_size,
     support_columns,
 )
@@ -111,8 +110,9 @@ class Job(ABC):
         """Judge, and make all cells."""
         self.judge()
         with self.bar(self.n_cells, show_progress=show_progress) as progress:
-            x, obs, uns, obsm = self.cells(range(self.n_cells), progress)
-        return self.build(x, drop_unused_categories(obs), uns, obsm)
+            x, obs, provenance, obsm = self.cells(range(self.n_cells), progress)
+        provenance = self.merge(iter([{PROVENANCE_KEY: provenance}]))[PROVENANCE_KEY]
+        return self.build(x, drop_unused_categories(obs), provenance, obsm)
 
     def bar(self, total: int, *, show_progress: bool, n_done: int = 0) -> tqdm:
         """Return a progress bar, which appears after some seconds."""
@@ -121,17 +121,14 @@ class Job(ABC):
 
     def make_part(self, rows: range, progress: tqdm) -> AnnData:
         """Make a part for a file, whose first row begins a block, with all categories."""
-        x, obs, uns, obsm = self.cells(rows, progress, as_part=True)
-        return self.build(x, obs, uns, obsm)
+        return self.build(*self.cells(rows, progress))
 
     @abstractmethod
-    def cells(
-        self, rows: range, progress: tqdm, *, as_part: bool = False
-    ) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
+    def cells(self, rows: range, progress: tqdm) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
         """Make some cells: values, ``obs``, provenance and ``obsm``."""
 
     def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
-        """Return the ``uns`` of the file, from those of the parts: that of any part."""
+        """Return the ``uns`` of all cells from those of parts: that of any part."""
         return next(parts)
 
 
@@ -150,12 +147,10 @@ class Generation(Job):
     def judge(self) -> None:
         """Judge combinations that training never saw, which the perturbation flow makes."""
         if (judged := self.engine.supports(self.request)) is not None:
-            columns, self.request.lacking = judged
+            columns, self.request.corrections = judged
             self.provenance["support"] = pd.DataFrame(columns)
 
-    def cells(
-        self, rows: range, progress: tqdm, *, as_part: bool = False
-    ) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
+    def cells(self, rows: range, progress: tqdm) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
         """Make some cells."""
         parts = []
         for x, codes in self.engine.cells(self.request, rows, self.batch_size):
@@ -211,7 +206,7 @@ class Prediction(Job):
     """
 
     task = "Predicting"
-    request: Counterfactual
+    request: PredictionRequest
     given: ControlCells
     obs: pd.DataFrame | None
     read: Callable[[np.ndarray, int], Iterator[Tensor]]
@@ -242,14 +237,12 @@ class Prediction(Job):
             return torch.cat([*self.read(positions, len(positions))])
 
         groups, self.supports = self.groups, self.groups.supports(read)
-        self.request.lacking = Corrections.of_supports(groups.codes, self.supports)
+        self.request.corrections = Corrections.of_supports(groups.codes, self.supports)
         columns = support_columns(self.engine.conditions, groups.codes, groups.n_cells, self.supports)
         self.provenance["support"] = pd.DataFrame(columns)
 
-    def cells(
-        self, rows: range, progress: tqdm, *, as_part: bool = False
-    ) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
-        """Predict some cells; the provenance of a part has the sums of its profiles."""
+    def cells(self, rows: range, progress: tqdm) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
+        """Predict some cells; their provenance has the sums of their profiles."""
         engine, parts, sums = self.engine, [], add_sums(())
         batches = self.read(np.array(rows), engine.round_to_blocks(check_batch_size(self.batch_size)))
         for x, of_block in engine.predictions(self.request, batches, rows.start, self.batch_size):
@@ -258,11 +251,10 @@ class Prediction(Job):
             if of_block is not None:
                 sums = add_sums([sums, of_block])
         obs, obsm = self._conditions(rows)
-        as_they_are = {"sums": {"numbers": sums.numbers, "values": sums.values}}
-        return stack_rows(parts), obs, self.provenance | (as_they_are if as_part else self.mean_change(sums)), obsm
+        return stack_rows(parts), obs, self.provenance | {"sums": sums._asdict()}, obsm
 
     def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
-        """Return the ``uns`` of the file: that of any part, with the mean changes of all."""
+        """Return the ``uns`` of any part, with the mean changes of all instead of sums."""
         uns, total = {}, add_sums(())
         for uns in parts:
             total = add_sums([total, ProfileSums(**uns[PROVENANCE_KEY].pop("sums"))])
@@ -290,15 +282,13 @@ class Prediction(Job):
         """Return the mean changes, an entry of ``uns``; none without sums."""
         if self.groups is None or not len(sums.numbers):
             return {}
-        genes = self.genes
-        changes = self.groups.changes(sums.values, self.supports)
-        columns = {name: np.concatenate([getattr(one, name) for one in changes]) for name in MeanChange._fields}
-        number = np.repeat(np.arange(len(changes)), len(genes))
-        gene, names = pd.factorize(genes.astype(str))
+        groups, n_groups = self.groups, len(self.supports)
+        number = np.repeat(np.arange(n_groups), len(self.genes))
+        gene, names = pd.factorize(self.genes.astype(str))
         table = {
-            "combination": pd.Categorical.from_codes(number, self.groups.names),
-            "gene": pd.Categorical.from_codes(np.tile(gene, len(changes)), names),
-            **columns,
+            "combination": pd.Categorical.from_codes(number, groups.names),
+            "gene": pd.Categorical.from_codes(np.tile(gene, n_groups), names),
+            **groups.changes(sums.values, self.supports),
         }
         support = self.provenance["support"]
         keys = [key for key in support.columns[1 : support.columns.get_loc("n_cells")] if key not in table]

@@ -344,7 +344,7 @@ class SCLDM(AutoencoderModel):
     def _outputs(self) -> tuple[InputValues, ...]:
         return (self.module.output_values,)
 
-    def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
+    def _prediction_method(self, cells: ControlCells, method: str | None) -> str:
         has_flow, unfit = "perturbation_flow" in self.trained_stages_, ""
         if method == "perturbation_flow" and not has_flow:
             msg = "`method` is 'perturbation_flow', but the model has none; call train_perturbation_flow() first."

@@ -159,7 +159,7 @@ class ConditionedModule(BaseModuleClass):
             Conditions whose effects are added, ``(block, columns)``.
         output
             ``"counts"`` or ``"log1p"``.
-        lacking
+        corrections
             Changes of log-normalised means ``(block, genes)`` that the decoder lacks; only after a perturbation flow.
         """
 

@@ -222,7 +222,7 @@ class SCLDMModule(ConditionedModule):
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
 
     def decode(
-        self, z: Tensor, totals: Tensor, condition: Tensor | None, lacking: Tensor | None = None
+        self, z: Tensor, totals: Tensor, condition: Tensor | None, corrections: Tensor | None = None
     ) -> Mapping[str, Tensor]:
         """Decode latents ``(cells, tokens, n_latent)`` for totals, with effects of conditions ``(cells, columns)``.
 
@@ -231,7 +231,7 @@ class SCLDMModule(ConditionedModule):
         decoded = self.generative(z, totals)
         if condition is not None:
             decoded = self.add_condition_effects(condition, **decoded)
-        return decoded if lacking is None else self.add_changes(decoded, 1.0, lacking)
+        return decoded if corrections is None else self.add_changes(decoded, 1.0, corrections)
 
     def add_condition_effects(self, condition: Tensor, outputs: Tensor, library_size: Tensor) -> dict[str, Tensor]:
         """Add the effects of conditions ``(cells, columns)`` to decoded latents."""
@@ -365,7 +365,7 @@ class SCLDMModule(ConditionedModule):
         shown: Tensor,
         output: InputValues,
         *,
-        lacking: Tensor | None = None,
+        corrections: Tensor | None = None,
     ) -> Tensor:
         """Decode standardised latents and draw cells ``(block, genes)``.
 
@@ -374,7 +374,7 @@ class SCLDMModule(ConditionedModule):
         z = self.unstandardise(states)
         totals = draw_totals(z).reshape(len(z), -1)
         raised = self._raised(totals)
-        return self.draw_cells(self.decode(z, raised, shown, lacking), generators, kept=totals / raised)
+        return self.draw_cells(self.decode(z, raised, shown, corrections), generators, kept=totals / raised)
 
     def predict_cells(
         self,
@@ -451,7 +451,7 @@ class SCLDMModule(ConditionedModule):
         return totals.clamp(min=least * (~torch.tensor(follow, device=least.device)))
 
     def with_missed_changes(
-        self, decoded: Mapping[str, Tensor], start: Tensor, own: Tensor, new: Tensor, lacking: Tensor | None = None
+        self, decoded: Mapping[str, Tensor], start: Tensor, own: Tensor, new: Tensor, corrections: Tensor | None = None
     ) -> Mapping[str, Tensor]:
         """Add to decoded cells what the perturbation flow's predictions miss, see :class:`MissedChanges`.
 
@@ -465,7 +465,7 @@ class SCLDMModule(ConditionedModule):
             Standardised latents before it, ``(cells, tokens, n_latent)``.
         own, new
             Conditions before and after it, ``(cells, columns)``.
-        lacking
+        corrections
             Further changes of log-normalised means that the decoder lacks, ``(cells, genes)``.
         """
         flow = self.perturbation_flow
@@ -473,7 +473,7 @@ class SCLDMModule(ConditionedModule):
             return decoded
         covariance = flow.shift.covariance_with_groups(start, new)
         changes = flow.missed(covariance, decoded["outputs"].shape[1])
-        changes = changes if lacking is None else changes + lacking
+        changes = changes if corrections is None else changes + corrections
         return self.add_changes(decoded, (own != new).any(1, keepdim=True), changes)
 
     def add_changes(
