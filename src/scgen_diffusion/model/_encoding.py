@@ -287,14 +287,11 @@ class AutoencoderModel(DiffusionModel):
             As :meth:`get_latent_representation`, and for unknown genes and sizes, or one string as genes.
         """
         self._check_gives_expression("get_normalized_expression")
-        module, scale = self.module, check_scale(library_size)
-        genes = registered_genes(self.registry_)
+        scale, genes = check_scale(library_size), registered_genes(self.registry_)
         columns = gene_columns(gene_list, genes)
 
         def decode(x: Tensor, z: Tensor) -> Tensor:
-            if scale is None:
-                return module.likelihood.mean(**module.generative(z, module.totals(x)))[:, columns]
-            return module.frequencies(z)[:, columns] * scale
+            return self.module.expected_values(x, z, scale)[:, columns]
 
         how = n_samples, return_mean, return_numpy, batch_size, seed
         return self._decode_draws(decode, genes[columns], adata, indices, *how)

@@ -254,7 +254,7 @@ class MULTISCLDM(SCLDM):
             raise ValueError(msg)
 
         def decode(x: Tensor, z: Tensor) -> Tensor:
-            return self.module.expected_values(x, z, number, scale)[:, columns]
+            return self.module.expected_values(x, z, scale, number)[:, columns]
 
         return self._decode_draws(decode, features[columns], adata, indices, batch_size=batch_size, seed=seed, **how)
 

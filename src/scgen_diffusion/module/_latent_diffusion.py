@@ -39,7 +39,7 @@ from ._condition_effects import AbsentEffects, ConditionEffects
 from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
 from ._library_size import LibrarySizeModel
-from ._likelihoods import NegativeBinomialLikelihood
+from ._likelihoods import BernoulliLikelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -263,9 +263,13 @@ class SCLDMModule(ConditionedModule):
         """Return log-normalised profiles of counts, or logarithms, ``x (cells, genes)``, modality by modality."""
         return torch.cat([log_profile(part, values) for part in self.split(x)], dim=1)
 
+    def has(self, x: Tensor) -> Tensor:
+        """Return which modalities each of the cells ``x (cells, genes)`` has, ``(cells, modalities)``."""
+        return torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
+
     def measured(self, x: Tensor) -> Tensor:
-        """Return which genes of cells ``x (cells, genes)`` were measured: all, or those of a cell's modalities."""
-        return torch.ones_like(x, dtype=torch.bool)
+        """Return which genes are of a modality that the cell has, ``(cells, genes)``."""
+        return self.spread(self.has(x))
 
     def draw_and_judge(self, x: Tensor) -> tuple[Tensor, float]:
         """Draw latents of given cells ``(cells, genes)``, the same in each call; return them and their misfit.
@@ -419,9 +423,20 @@ class SCLDMModule(ConditionedModule):
         mean = self.likelihood.mean(**self.generative(z, totals))
         return log_profile(mean, "counts") if self.output_values == "counts" else mean
 
-    def frequencies(self, z: Tensor) -> Tensor:
-        """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
-        return self.decoder(z)[..., 0].float().softmax(1)
+    def expected_values(self, x: Tensor, z: Tensor, library_size: float | None, modality: int = 0) -> Tensor:
+        """Decode a modality of cells ``x`` with latents ``z``, without counting noise, ``(cells, features)``.
+
+        The values of a cell add up to ``library_size``; of counts, they are frequencies without outliers. None gives
+        expected values at each cell's own total, which is predicted if the cell lacks the modality.
+        """
+        _, decoder, likelihood = self.parts[modality]
+        outputs = decoder(z)
+        if library_size is not None and not isinstance(likelihood, BernoulliLikelihood):
+            return outputs[..., 0].float().softmax(1) * library_size
+        if library_size is not None:
+            return likelihood.mean(outputs, torch.full_like(x[:, :1], library_size))
+        totals = self.totals(x) if self.has(x)[:, modality].all() else self.decoding_totals(x, z, None)
+        return likelihood.mean(outputs, totals[:, modality, None])
 
     def draw_cells(
         self, decoded: Mapping[str, Tensor], generators: Generators, *, kept: Tensor | None = None, number: int = 0

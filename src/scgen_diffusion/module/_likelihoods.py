@@ -354,38 +354,29 @@ class MultimodalLikelihood(nn.Module):
             total = total + torch.where(has_counts(values), part(values, output, size), 0)
         return total
 
-    def parameters_per_cell(self, outputs: Sequence[Tensor], library_size: Tensor) -> Tensor:
-        """Return what :meth:`sample` needs, one row per cell."""
-        parameters = [
-            part.parameters_per_cell(o, size).flatten(1) for part, o, size in self._each(outputs, library_size)
-        ]
-        return torch.cat(parameters, dim=1)
+    def parameters_per_cell(self, outputs: Sequence[Tensor], library_size: Tensor) -> list[Tensor]:
+        """Return what :meth:`sample` needs of each modality."""
+        return [part.parameters_per_cell(o, size) for part, o, size in self._each(outputs, library_size)]
 
-    def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
-        """Draw cells ``(cells, features of all)`` from their rows of parameters."""
-        blocks = self._by_modality(parameters)
-        drawn = [part.sample(block, generators) for part, block in zip(self.parts, blocks, strict=True)]
+    def sample(self, parameters: Sequence[Tensor], generators: Generators) -> Tensor:
+        """Draw cells ``(cells, features of all)`` from the parameters of each modality."""
+        drawn = [part.sample(own, generators) for part, own in zip(self.parts, parameters, strict=True)]
         generators.uniform(len(drawn))  # keeps later draws as they were
         return torch.cat(drawn, dim=1)
 
-    def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
+    def counterfactual(
+        self, x: Tensor, before: Sequence[Tensor], after: Sequence[Tensor], generators: Generators
+    ) -> Tensor:
         """Draw what cells ``x (cells, features of all)`` would be under other parameters.
 
         Modalities that a cell lacks are drawn: they had no counts, and means of nearly zero.
         """
         drawn = []
-        blocks = x.split(self.n_features, dim=1), self._by_modality(before), self._by_modality(after)
-        for part, values, old, new in zip(self.parts, *blocks, strict=True):
+        for part, values, old, new in zip(self.parts, x.split(self.n_features, dim=1), before, after, strict=True):
             none = torch.cat([torch.full_like(new[:, :1], SMALLEST_RATE), new[:, 1:]], dim=1)
             old = torch.where(has_counts(values)[:, None, None], old, none)
             drawn.append(part.counterfactual(values, old, new, generators))
         return torch.cat(drawn, dim=1)
-
-    def _by_modality(self, parameters: Tensor) -> list[Tensor]:
-        """Split rows of parameters into those of each modality, ``(cells, parameters per feature, features)``."""
-        rows = [2 if isinstance(part, NegativeBinomialLikelihood) else 1 for part in self.parts]
-        blocks = parameters.split([n * k for n, k in zip(self.n_features, rows, strict=True)], dim=1)
-        return [block.unflatten(1, (k, n)) for block, k, n in zip(blocks, rows, self.n_features, strict=True)]
 
     def _each(self, outputs: Sequence[Tensor], library_size: Tensor) -> zip[tuple[Likelihood, Tensor, Tensor]]:
         return zip(self.parts, outputs, library_size.split(1, dim=1), strict=True)

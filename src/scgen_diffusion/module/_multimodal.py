@@ -219,22 +219,6 @@ class MultimodalModule(SCLDMModule):
             raise RuntimeError(msg)
         return self.library_size.draw(self.null_condition.expand(len(z), -1), z, level, totals)
 
-    def expected_values(self, x: Tensor, z: Tensor, modality: int, library_size: float | None) -> Tensor:
-        """Decode a modality of cells ``x`` with latents ``z``, without counting noise, ``(cells, features)``.
-
-        The values of a cell add up to ``library_size``; of counts, they are frequencies without outliers. None gives
-        expected values at each cell's own total, which is predicted if the cell lacks the modality.
-        """
-        outputs, likelihood = self.decoder.parts[modality](z), self.likelihood.parts[modality]
-        if library_size is not None and not isinstance(likelihood, BernoulliLikelihood):
-            return outputs[..., 0].float().softmax(1) * library_size
-        if library_size is not None:
-            total = torch.full_like(self.totals(x)[:, :1], library_size)
-        else:
-            totals = self.totals(x) if self.has(x)[:, modality].all() else self.decoding_totals(x, z, None)
-            total = totals[:, modality, None]
-        return likelihood.mean(outputs, total)
-
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor:
         """Draw the share of counts that the encoder sees, ``(cells, features of all)``; zero for hidden modalities."""
         thinning = super().draw_keep(x, at_least, generator)
@@ -251,10 +235,6 @@ class MultimodalModule(SCLDMModule):
         mean = self.likelihood.mean(**self.generative(z, sizes.to(z.device).expand(len(z), -1)))
         shares = [values / values.sum(1, keepdim=True) for values in self.split(mean)]
         return (torch.cat(shares, dim=1) * TARGET_SUM).log1p()
-
-    def measured(self, x: Tensor) -> Tensor:
-        """Return which features are of a modality that the cell has, ``(cells, features of all)``."""
-        return self.spread(self.has(x))
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per feature, of modalities with many features."""
