@@ -10,6 +10,7 @@ from builders import same_cells
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
 from scgen_diffusion.model._training_pairs import TrainingPairs
+from scgen_diffusion.train import PriorPlan, PriorRecipe
 
 UNKNOWN = {"unlabeled_category": "Unknown"}
 
@@ -79,7 +80,9 @@ def test_an_unlabeled_cell_gives_the_gradient_of_a_dropped_condition(make_cells,
     def gradients(condition, probability):
         module.zero_grad()
         generator = torch.Generator().manual_seed(1)
-        module.prior_loss(z, condition, drop_probability=probability, generator=generator).sum().backward()
+        plan = PriorPlan(module, PriorRecipe(drop_probability=probability), seed=0)
+        batch = {"mean": z, "std": torch.zeros_like(z), "condition": condition, "log_total": torch.zeros(len(z))}
+        plan.compute_losses(batch, generator, training=True)["velocity_loss"].backward()
         return [p.grad.clone() for p in module.prior.parameters() if p.grad is not None]
 
     found, labeled = gradients(unlabeled, 0.0), torch.zeros_like(unlabeled)

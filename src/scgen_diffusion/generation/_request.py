@@ -58,7 +58,7 @@ class CellRequest:
     sampling
         Sampling options.
     library_size
-        Name of a distribution, or totals ``(cells, ...)``.
+        Totals ``(cells, ...)``, NaN for those to draw; None: all are drawn.
     seed
         Seed of all draws.
     corrections
@@ -92,7 +92,7 @@ class PredictionRequest:
     keep_residuals
         Whether cells keep their own residuals or draw new ones.
     library_size
-        Name of a distribution, totals ``(cells, ...)`` with NaN for the cells' own, or None for the cells' own.
+        Totals ``(cells, ...)``, NaN for the cells' own; None: all are the cells' own.
     seed
         Seed of all draws.
     group

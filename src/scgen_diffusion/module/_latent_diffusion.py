@@ -18,7 +18,6 @@ from scgen_diffusion.diffusion import (
     Guidance,
     GuidedField,
     LinearInterpolant,
-    diffusion_loss,
     draw_binomial,
     keep_molecules,
 )
@@ -320,37 +319,6 @@ class SCLDMModule(ConditionedModule):
         return self.prior, self.averaged_prior
 
     # --- the prior -------------------------------------------------------------------------------------------------
-
-    def prior_loss(
-        self,
-        z: Tensor,
-        condition: Tensor,
-        *,
-        drop_probability: float,
-        generator: torch.Generator,
-        averaged: bool = False,
-    ) -> Tensor:
-        """Return each latent's flow-matching loss, ``(cells,)``, at a random time under randomly dropped conditions.
-
-        Parameters
-        ----------
-        z
-            Latents, ``(cells, tokens, n_latent)``.
-        condition
-            ``(cells, columns)``.
-        drop_probability
-            Probability of dropping a cell's condition.
-        generator
-            Random generator.
-        averaged
-            Whether to use the averaged weights.
-        """
-        data = self.standardise(z)
-        noise = torch.randn(data.shape, generator=generator, device=data.device)
-        t = self.path.draw_times(len(data), generator, data.device)
-        condition = self.drop_conditions(condition, drop_probability, generator)
-        network = self.averaged_prior if averaged else self.prior
-        return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
     def draw_noise(self, generators: Generators) -> Tensor:
         """Draw the noise that generation starts from, ``(cells, tokens, n_latent)``."""

@@ -92,7 +92,7 @@ class GeneChanges(nn.Module):
         super().__init__()
         self.register_buffer("groups", torch.zeros(n_groups, dtype=torch.long))  # their numbers in the expected shift
         self.register_buffer("kernel", torch.ones(4))  # see `ExpectedShift.kernel`
-        self.register_buffer("misfit", torch.zeros(()))  # of control cells, see `SCLDMModule.misfit`
+        self.register_buffer("misfit", torch.zeros(()))  # of control cells, see `SCLDMModule.draw_and_judge`
         self.register_buffer("pattern", torch.zeros(n_genes, dtype=torch.long))
         self.register_buffer("ratio", torch.zeros(n_genes, dtype=torch.long))  # number of r in `RATIOS`
         self.register_buffer("variances", torch.full((n_genes,), torch.nan))  # within groups

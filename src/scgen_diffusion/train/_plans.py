@@ -14,7 +14,14 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS, settings
 
-from scgen_diffusion.diffusion import Joint, MutuallyExclusive, optimal_pairs, sample_seed
+from scgen_diffusion.diffusion import (
+    TARGETS,
+    Joint,
+    MutuallyExclusive,
+    diffusion_loss,
+    optimal_pairs,
+    sample_seed,
+)
 from scgen_diffusion.module import AverageUpdate, OutlierCounts
 
 from ._recipes import RATE_AFTER_PLATEAU
@@ -479,16 +486,21 @@ class PriorPlan(AveragingPlan):
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
     ) -> dict[str, Tensor]:
         """Draw latents from their posteriors and compare velocities; validation uses the averaged weights."""
-        mean = batch["mean"]
-        z = mean + batch["std"] * torch.randn(mean.shape, generator=generator, device=mean.device)
+        module, mean, device = self.module, batch["mean"], batch["mean"].device
+        network = module.prior if training else module.averaged_prior
         drop_probability = self.recipe.drop_probability if training else 0.0
-        velocity_loss = self.module.prior_loss(
-            z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
-        ).mean()
-        if self.module.output_values != "counts":
+        z = mean + batch["std"] * torch.randn(mean.shape, generator=generator, device=device)
+        drawn = {
+            "noise": torch.randn(mean.shape, generator=generator, device=device),
+            "t": module.path.draw_times(len(z), generator, device),
+            "condition": module.drop_conditions(batch["condition"], drop_probability, generator),
+        }
+        data = module.standardise(z)
+        velocity_loss = diffusion_loss(network, module.path, TARGETS["velocity"], data, **drawn).mean()
+        if module.output_values != "counts":
             return {"loss": velocity_loss, "velocity_loss": velocity_loss}
-        condition = self.module.drop_conditions(batch["condition"], drop_probability, generator)
-        library_loss = self.module.library_size.loss(condition, z, batch["log_total"]).mean()
+        condition = module.drop_conditions(batch["condition"], drop_probability, generator)
+        library_loss = module.library_size.loss(condition, z, batch["log_total"]).mean()
         total = velocity_loss + library_loss
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
 
