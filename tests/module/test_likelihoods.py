@@ -405,7 +405,8 @@ def test_a_modality_that_a_cell_lacks_is_drawn_and_its_neighbours_do_not_notice(
     parts = [NegativeBinomialLikelihood(4, outliers=False), BernoulliLikelihood()]
     joint, n_cells = MultimodalLikelihood(parts, [4, 4]), 20_000
     means = torch.tensor([2.0, 1.0, 0.5, 3.0]), torch.tensor([0.5, 0.1, 0.9, 0.3])
-    same = torch.cat([means[0], torch.full((4,), 3.0), means[1]]).expand(n_cells, -1)
+    of_counts = torch.stack([means[0], torch.full((4,), 3.0)])  # and dispersions
+    same = [of_counts.expand(n_cells, -1, -1), means[1].expand(n_cells, 1, -1)]
     x = joint.sample(same, Generators(0, range(n_cells)))
     lacking = x.clone()
     lacking[::2, 4:] = 0
