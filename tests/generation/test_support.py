@@ -46,7 +46,7 @@ def module_of(flow, codes, centres, shifts, *, n_cells=1000, of_training=0.0):
 def module_with(n_groups=6, spread=0.1, **options):
     """Cells of some types, near zero, whose effects of a drug are known and alike."""
     torch.manual_seed(0)
-    flow = PerturbationFlow((1, SIZE), (N_TYPES, 3), width=8)
+    flow = PerturbationFlow((1, SIZE), (Classes(N_TYPES), Classes(3)), width=8)
     flow.start_from(torch.tensor([-torch.inf, 0.0]))
     centres, shifts = torch.randn(n_groups, SIZE), 1 + spread * torch.randn(n_groups, SIZE)
     return module_of(flow, [[group, 1] for group in range(n_groups)], centres, shifts, **options)

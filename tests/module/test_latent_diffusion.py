@@ -8,7 +8,7 @@ from scvi import REGISTRY_KEYS
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance, Joint
 from scgen_diffusion.module import CONDITIONS, Posterior, SCLDMArchitecture, SCLDMModule
 from scgen_diffusion.module._ema import AverageUpdate, averaged_copy
-from scgen_diffusion.nn import Members, Number
+from scgen_diffusion.nn import Classes, Members, Number
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def draw(module, condition):
 
 
 def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has():
-    effects = build((3, Members(5, 2))).condition_effects
+    effects = build((Classes(3), Members(5, 2))).condition_effects
     torch.nn.init.normal_(effects.loadings.weight)
     later = effects.add_later(2)
     later.keys.copy_(torch.tensor([0, 1]))
@@ -157,7 +157,7 @@ def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has():
 
 def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns():
     x = torch.poisson(torch.full((40, 9), 5.0), generator=torch.Generator().manual_seed(0))
-    module, batch = build((2,)), {REGISTRY_KEYS.X_KEY: x, CONDITIONS: torch.arange(40)[:, None] % 2}
+    module, batch = build((Classes(2),)), {REGISTRY_KEYS.X_KEY: x, CONDITIONS: torch.arange(40)[:, None] % 2}
     torch.nn.init.normal_(module.condition_effects.loadings.weight)
 
     def loss_and_gradients(**loss_kwargs):
@@ -174,7 +174,12 @@ def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns():
 
 @pytest.mark.parametrize(
     ("conditions", "changes"),
-    [((), {}), ((Number(), Number(2)), {}), ((2,), {"condition_effects": False}), ((2,), {"likelihood": "gaussian"})],
+    [
+        ((), {}),
+        ((Number(), Number(2)), {}),
+        ((Classes(2),), {"condition_effects": False}),
+        ((Classes(2),), {"likelihood": "gaussian"}),
+    ],
     ids=["no conditions", "numbers", "switched off", "gaussian"],
 )
 def test_without_classes_or_counts_there_are_no_effects(conditions, changes):

@@ -7,6 +7,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from scgen_diffusion.module import LibrarySizeModel
 from scgen_diffusion.module._library_size import MultimodalLibrarySize
+from scgen_diffusion.nn import Classes
 
 SPREAD = torch.tensor([3.0, 6.0, 14.0])
 NONE = torch.zeros(1, 0)  # a cell without conditions
@@ -135,7 +136,7 @@ def test_a_modality_that_a_cell_lacks_adds_nothing_to_the_loss():
 
 def test_a_new_class_learns_its_totals_by_its_own_vector_alone():
     torch.manual_seed(0)
-    model, z, uniform = LibrarySizeModel((3,), 2), torch.randn(600, 2), torch.rand(600)
+    model, z, uniform = LibrarySizeModel([Classes(3)], 2), torch.randn(600, 2), torch.rand(600)
     old, new = torch.zeros(600, 1), torch.ones(600, 1)
     log_totals = 7 + 0.3 * torch.randn(600)
     deeper = log_totals + 1.4  # four times as many

@@ -21,7 +21,7 @@ from scgen_diffusion.nn import (
 
 WIDTH = 6
 VECTORS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-MIXED = [4, Number(), Members(5, largest=3), Classes(5, VECTORS)]
+MIXED = [Classes(4), Number(), Members(5, largest=3), Classes(5, VECTORS)]
 
 
 def build(*conditions):
@@ -35,7 +35,7 @@ def build(*conditions):
 
 def test_condition_embedding_is_the_sum_over_keys():
     torch.manual_seed(0)
-    embedding = ConditionEmbedding((3, 2), 5)
+    embedding = ConditionEmbedding([Classes(3), Classes(2)], 5)
     first, second = (table.weight for table in embedding.tables)
     condition = torch.tensor([[0, 1], [2, 0], [3, 2]])  # the last row is null for both
     expected = torch.stack([first[0] + second[1], first[2] + second[0], first[3] + second[2]])
@@ -46,7 +46,8 @@ def test_condition_embedding_is_the_sum_over_keys():
 def test_null_and_keys_of_columns_lie_side_by_side():
     assert null_condition(MIXED).tolist() == [4, float("-inf"), 6, 5, 5, 5]
     assert keys_of_columns(MIXED).tolist() == [0, 1, 2, 2, 2, 3]
-    assert null_condition([4, Members(5, largest=2)]).dtype == torch.long  # whole numbers unless a key is a number
+    whole = null_condition([Classes(4), Members(5, largest=2)])
+    assert whole.dtype == torch.long  # unless a key is a number
 
 
 def test_classes_and_sets_must_be_given_and_numbers_need_not():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, group_norm
 
-from scgen_diffusion.nn import DiT, GeneDiT, GeneMLP, GeneUNet, _gene_networks
+from scgen_diffusion.nn import Classes, DiT, GeneDiT, GeneMLP, GeneUNet, _gene_networks
 
 N_CELLS, N_GENES, KEYS = 5, 11, (3, 2)
 PATCHES = {"patch_size": 4, "width": 8, "n_layers": 2, "n_heads": 2}
@@ -26,7 +26,7 @@ per_gene_network = pytest.mark.parametrize("name", IN_GENE_SPACE)
 def build(name, n_genes=N_GENES, *, keys=KEYS, started=True, **options):
     """Build a small network; ``started``: with every parameter away from its start, where much of it is zero."""
     torch.manual_seed(0)
-    network = NETWORKS[name](n_genes, keys, **options)
+    network = NETWORKS[name](n_genes, [Classes(k) for k in keys], **options)
     return stir(network) if started else network
 
 

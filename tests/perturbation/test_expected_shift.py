@@ -32,7 +32,7 @@ def test_it_finds_out_how_alike_cells_respond_that_differ(length):
     centres = 8 * torch.rand(100, SIZE)
     alike = (-torch.cdist(centres, centres).square() / (2 * length**2)).exp()
     shifts = torch.linalg.cholesky(1 + alike + 1e-3 * torch.eye(100)) @ torch.randn(100, SIZE)
-    shift = ExpectedShift((100, 2), SIZE, 100, torch.tensor([100.0, 0.0]), PERTURBS)
+    shift = ExpectedShift((Classes(100), Classes(2)), SIZE, 100, torch.tensor([100.0, 0.0]), PERTURBS)
     perturbations = torch.stack([torch.arange(100), torch.ones(100)], 1)
 
     own_controls = torch.zeros(100), torch.arange(100)
@@ -45,7 +45,8 @@ def test_effects_of_members_add_up():
     empty, single = 3.0, torch.eye(3, SIZE)
     sets = [[0, 0, empty], [0, 1, empty], [0, 2, empty]]
     control, perturbs = torch.tensor([1.0, empty, empty]), torch.tensor([False, True, True])
-    ask = fitted((1, Members(3, largest=2)), sets, torch.zeros(3, SIZE), single, control=control, perturbs=perturbs)
+    keys, at_zero = (Classes(1), Members(3, largest=2)), torch.zeros(3, SIZE)
+    ask = fitted(keys, sets, at_zero, single, control=control, perturbs=perturbs)
 
     torch.testing.assert_close(ask(torch.zeros(SIZE), [0, 0, 2]), single[0] + single[2], atol=0.02, rtol=0)
 
@@ -56,7 +57,7 @@ def test_effects_of_members_add_up():
 def test_effects_lie_on_lines_between_known_doses_and_stay_beyond_them(dose, expected):
     doses = torch.tensor([[0.0, 0.5], [0.0, 1.5]])
     shifts = torch.tensor([[1.0], [2.0]]).expand(2, SIZE)
-    ask = fitted((1, Number()), doses, torch.zeros(2, SIZE), shifts, control=torch.tensor([1.0, -0.5]))
+    ask = fitted((Classes(1), Number()), doses, torch.zeros(2, SIZE), shifts, control=torch.tensor([1.0, -0.5]))
 
     torch.testing.assert_close(ask(torch.zeros(SIZE), [0, dose]), torch.full((SIZE,), expected), atol=0.01, rtol=0)
 

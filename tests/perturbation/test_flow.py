@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
-from scgen_diffusion.nn import Number
+from scgen_diffusion.nn import Classes, Number
 from scgen_diffusion.perturbation import PerturbationFlow
 
 SHIFTS = torch.tensor([[0.0, 0.0], [2.0, -1.0], [-1.0, 3.0]])  # of each class of the key that perturbs
 CONTROL = torch.tensor([float("-inf"), 0.0])
 
 
-def make_perturbation_flow(conditions=(4, 3), control=CONTROL):
+def make_perturbation_flow(conditions=(Classes(4), Classes(3)), control=CONTROL):
     """Key 0 says what a cell is, key 1 what was done to it."""
     torch.manual_seed(0)
     flow = PerturbationFlow((1, 2), conditions, width=32)
@@ -98,6 +98,6 @@ def test_cells_that_are_perturbed_already_or_change_in_other_keys_are_unfit():
     new = torch.tensor([[1, 2], [1, 0], [1, 2], [2, 2], [2, 1]])
 
     assert make_perturbation_flow().unfit(own, new).tolist() == [False, False, True, True, True]
-    flow = make_perturbation_flow((4, Number()), torch.tensor([float("-inf"), -0.5]))
+    flow = make_perturbation_flow((Classes(4), Number()), torch.tensor([float("-inf"), -0.5]))
     unfit = flow.unfit(torch.tensor([[1.0, -0.5], [1.0, 0.5]]), torch.tensor([[1.0, 2.0]] * 2))
     assert unfit.tolist() == [False, True]

@@ -16,6 +16,7 @@ from scgen_diffusion.module import (
     SCLDMArchitecture,
     SCLDMModule,
 )
+from scgen_diffusion.nn import Classes
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES, AutoencoderPlan, DiffusionPlan, PriorPlan
 from scgen_diffusion.train._plans import compile_for_training
 
@@ -45,19 +46,19 @@ def latents(n, seed, shape):
 
 def autoencoder(plan):
     torch.manual_seed(0)
-    module = SCLDMModule(N_GENES, [N_CLASSES], architecture=SCLDMArchitecture(n_layers=1))
+    module = SCLDMModule(N_GENES, [Classes(N_CLASSES)], architecture=SCLDMArchitecture(n_layers=1))
     return plan(module, RECIPES["default"]["autoencoder"], seed=0), cells
 
 
 def prior():
     torch.manual_seed(0)
-    module = SCLDMModule(N_GENES, [N_CLASSES], architecture=SCLDMArchitecture(prior_n_layers=1))
+    module = SCLDMModule(N_GENES, [Classes(N_CLASSES)], architecture=SCLDMArchitecture(prior_n_layers=1))
     return PriorPlan(module, RECIPES["default"]["prior"], seed=0), lambda n, seed: latents(n, seed, module.latent_shape)
 
 
 def gene_space(name, module, architecture):
     torch.manual_seed(0)
-    built = module(N_GENES, [N_CLASSES], architecture=architecture(width=16, n_layers=1))
+    built = module(N_GENES, [Classes(N_CLASSES)], architecture=architecture(width=16, n_layers=1))
     return DiffusionPlan(built, DIFFUSION_RECIPES[name]["default"], seed=0), cells
 
 

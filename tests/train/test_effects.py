@@ -10,6 +10,7 @@ from builders import TINY
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
 from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
+from scgen_diffusion.nn import Classes
 from scgen_diffusion.train._effects import correct_effects, expected_log_shares, fit_absent_effects, start_effects
 
 N_TYPES, N_DONORS, N_GENES = 4, 6, 60
@@ -19,7 +20,7 @@ SAMPLER = replace(FLOW_SAMPLERS["midpoint"], default_n_steps=3)  # an untrained 
 FEW = 9  # genes
 
 
-def build(conditions=(2,)):
+def build(conditions=(Classes(2),)):
     torch.manual_seed(0)
     return SCLDMModule(FEW, conditions, architecture=SCLDMArchitecture(**TINY)).eval()
 
@@ -42,7 +43,7 @@ def shares_of(module, condition, before=None):
 
 @pytest.mark.parametrize("n_rare", [5, 5000])
 def test_effects_start_at_the_mean_profile_of_each_combination(n_rare):
-    module = build((2, 2))
+    module = build((Classes(2), Classes(2)))
     condition = torch.tensor([[0, 0], [0, 1], [1, 0]])
     common = torch.full((FEW,), 5.0)
     rare, shifted = common.clone(), common.clone()
@@ -141,7 +142,7 @@ def test_donors_of_one_state_each_leave_its_effect_to_the_state(state_first):
 @pytest.fixture
 def module(tiny):
     torch.manual_seed(0)
-    built = SCLDMModule(N_GENES, (N_TYPES, N_DONORS), architecture=SCLDMArchitecture(**tiny)).eval()
+    built = SCLDMModule(N_GENES, (Classes(N_TYPES), Classes(N_DONORS)), architecture=SCLDMArchitecture(**tiny)).eval()
     torch.nn.init.normal_(built.condition_effects.loadings.weight, std=0.02)
     return built
 

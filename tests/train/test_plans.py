@@ -7,6 +7,7 @@ from builders import TINY_GENE_SPACE
 from torch import nn
 
 from scgen_diffusion.module import CONDITIONS, ProfileArchitecture, ProfileModule, SCLDMArchitecture, SCLDMModule
+from scgen_diffusion.nn import Classes
 from scgen_diffusion.train import (
     AutoencoderPlan,
     AutoencoderRecipe,
@@ -21,7 +22,7 @@ from scgen_diffusion.train import _plans as plans
 
 @pytest.fixture
 def module(tiny):
-    return SCLDMModule(9, (3,), architecture=SCLDMArchitecture(**tiny))
+    return SCLDMModule(9, [Classes(3)], architecture=SCLDMArchitecture(**tiny))
 
 
 def attached(plan):
@@ -40,7 +41,7 @@ def a_batch(n_cells=4, n_genes=9):
 
 def test_every_trained_parameter_of_the_prior_has_a_gradient_without_counts(tiny):
     """Otherwise several processes refuse to train."""
-    module = SCLDMModule(9, (3,), architecture=SCLDMArchitecture(**tiny, likelihood="gaussian"))
+    module = SCLDMModule(9, [Classes(3)], architecture=SCLDMArchitecture(**tiny, likelihood="gaussian"))
     plan, mean = attached(PriorPlan(module, PriorRecipe(), seed=0)), torch.randn(4, *module.latent_shape)
     batch = {"mean": mean, "std": torch.ones_like(mean), "condition": torch.zeros(4, 1)}
 
@@ -63,7 +64,7 @@ AUTOENCODER = {"encoder", "decoder", "likelihood", "condition_effects"}
 def test_a_stage_trains_all_of_its_parts_and_nothing_else(module, plan, recipe, input_values, expected):
     if input_values:
         architecture = ProfileArchitecture(**TINY_GENE_SPACE)
-        module = ProfileModule(9, (3,), input_values=input_values, architecture=architecture)
+        module = ProfileModule(9, [Classes(3)], input_values=input_values, architecture=architecture)
     plan = attached(plan(module, recipe(), seed=0))
     parameters = [p for group in plan.trained_groups for p in group["params"]]
     before = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -91,7 +92,7 @@ def test_the_prior_learns_from_draws_of_the_posteriors(module, monkeypatch):
 @pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
 def test_effects_learn_with_all_keys_of_a_cell_or_none_because_they_add_up(tiny, strategy):
     tiny = {**tiny, "condition_strategy": strategy}
-    module, shown = SCLDMModule(9, (3, 2), architecture=SCLDMArchitecture(**tiny)), []
+    module, shown = SCLDMModule(9, [Classes(3), Classes(2)], architecture=SCLDMArchitecture(**tiny)), []
     module.condition_effects.register_forward_hook(lambda _, given, __: shown.append(given[0]))
     plan = attached(AutoencoderPlan(module, AutoencoderRecipe(drop_probability=0.5), seed=0))
     batch = {**a_batch(64), CONDITIONS: torch.ones(64, 2).long()}
@@ -132,7 +133,7 @@ def test_the_prior_is_validated_with_the_averaged_weights_and_all_conditions(mod
 
 
 def test_conditions_are_dropped_in_training_only(monkeypatch):
-    module, seen = ProfileModule(9, (3,), architecture=ProfileArchitecture(**TINY_GENE_SPACE)), []
+    module, seen = ProfileModule(9, [Classes(3)], architecture=ProfileArchitecture(**TINY_GENE_SPACE)), []
 
     def note(self, data, noise, t, condition, **_):
         seen.append(condition)

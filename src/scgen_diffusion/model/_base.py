@@ -82,7 +82,7 @@ from scgen_diffusion.module import (
     perturbation_flow_fits,
     trained_masks,
 )
-from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
+from scgen_diffusion.nn import Classes, ConditionEncoding, Members, Number
 from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
 from ._jobs import CELL_NAMES, Generation, Prediction, check_learned, control_cells, writable
@@ -381,19 +381,19 @@ class DiffusionModel(BaseModelClass):
         return registered_keys(self.registry_)
 
     @property
-    def _condition_specs(self) -> list[ConditionSpec]:
+    def _condition_encodings(self) -> list[ConditionEncoding]:
         """What the networks need to know about each key."""
-        tables, specs = self.registry_["setup_args"]["condition_embeddings"], list[ConditionSpec]()
+        tables, encodings = self.registry_["setup_args"]["condition_embeddings"], list[ConditionEncoding]()
         for key in self._condition_keys:
             table = tables.get(key.name)
             vectors = None if table is None else torch.from_numpy(table.to_numpy(dtype=np.float32))
             if key.is_numeric:
-                specs.append(Number(key.n_columns))
+                encodings.append(Number(key.n_columns))
             elif isinstance(key, SetKey):
-                specs.append(Members(key.n_values, key.largest, vectors))
+                encodings.append(Members(key.n_values, key.largest, vectors))
             else:
-                specs.append(Classes(key.n_values, vectors))
-        return specs
+                encodings.append(Classes(key.n_values, vectors))
+        return encodings
 
     @property
     def _registered_codes(self) -> np.ndarray:

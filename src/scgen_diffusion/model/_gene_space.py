@@ -63,8 +63,8 @@ class ProfileModel(GeneSpaceModel):
             raise ValueError(msg)
         # noise predictions need shorter steps
         self.default_sampler = "dpm_solver_3m" if self.architecture.head == "spike_and_slab" else "dpm_solver"
-        n_genes, specs, values = self.summary_stats.n_vars, self._condition_specs, self._input_values
-        return ProfileModule(n_genes, specs, input_values=values, architecture=self.architecture)
+        n_genes, encodings, values = self.summary_stats.n_vars, self._condition_encodings, self._input_values
+        return ProfileModule(n_genes, encodings, input_values=values, architecture=self.architecture)
 
     def _start_training(self) -> None:
         super()._start_training()

@@ -329,7 +329,7 @@ class MULTISCLDM(SCLDM):
 
     def _build_module(self) -> MultimodalModule:
         panels = [(len(m.features), m.likelihood) for m in self.modalities.values()]
-        return MultimodalModule(panels, self._condition_specs, architecture=self.architecture)
+        return MultimodalModule(panels, self._condition_encodings, architecture=self.architecture)
 
     def _describe_cells(self, adata: MuData | None) -> None:
         super()._describe_cells(None)

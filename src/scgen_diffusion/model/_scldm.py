@@ -312,7 +312,7 @@ class SCLDM(AutoencoderModel):
         if stage == "autoencoder" and self.reference_ is not None:  # keep its KL weight
             return replace(recipe, kl_weight=self.recipes_.get("autoencoder", {}).get("kl_weight", recipe.kl_weight))
         is_first = self._recipe_name == "default" and self.reference_ is None
-        if stage == "prior" and is_first and set(self._condition_specs) == {Number()}:
+        if stage == "prior" and is_first and set(self._condition_encodings) == {Number()}:
             return recipe.for_numbers()
         return recipe
 
@@ -337,8 +337,8 @@ class SCLDM(AutoencoderModel):
                 "SCRDIT and WBDIT take such values as they are."
             )
             raise ValueError(msg)
-        n_genes, specs, values = self.summary_stats.n_vars, self._condition_specs, self._input_values
-        return SCLDMModule(n_genes, specs, input_values=values, architecture=self.architecture)
+        n_genes, encodings, values = self.summary_stats.n_vars, self._condition_encodings, self._input_values
+        return SCLDMModule(n_genes, encodings, input_values=values, architecture=self.architecture)
 
     @property
     def _outputs(self) -> tuple[InputValues, ...]:

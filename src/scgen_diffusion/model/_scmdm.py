@@ -65,7 +65,7 @@ class SCMDM(GeneSpaceModel):
         if self._input_values != "counts":
             msg = f"{type(self).__name__} needs counts, but `values` of the registered cells is {self._input_values!r}."
             raise ValueError(msg)
-        return MoleculeModule(self.summary_stats.n_vars, self._condition_specs, architecture=self.architecture)
+        return MoleculeModule(self.summary_stats.n_vars, self._condition_encodings, architecture=self.architecture)
 
     def _recipe(self, stage: str) -> Recipe:
         return DIFFUSION_RECIPES["SCMDM"]["default"].for_cells(len(self.train_indices_))

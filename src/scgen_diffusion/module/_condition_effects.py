@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from scgen_diffusion.nn import ConditionEmbedding, encodings_of, keys_of_columns, null_condition
+from scgen_diffusion.nn import ConditionEmbedding, keys_of_columns, null_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionEncoding
 
 EMBEDDING_SCALE = 5.0  # embeddings start small; loadings that make up for it would turn each step into a jump
 RIDGE = 0.3  # cells
@@ -34,14 +34,15 @@ class ConditionEffects(nn.Module):
     n_genes
         Size of the panel.
     conditions
-        Kind of each condition key, see :class:`ConditionEmbedding`.
+        Encoding of each condition key, see :class:`ConditionEmbedding`.
     width
         Width of the conditions' embedding.
 
     Examples
     --------
     >>> import torch
-    >>> effects = ConditionEffects(7, (3,), width=16)
+    >>> from scgen_diffusion.nn import Classes
+    >>> effects = ConditionEffects(7, [Classes(3)], width=16)
     >>> effects(torch.tensor([[0], [2]])).shape
     torch.Size([2, 7, 2])
     """
@@ -50,9 +51,9 @@ class ConditionEffects(nn.Module):
     key_of_column: Tensor
     is_number: Tensor
 
-    def __init__(self, n_genes: int, conditions: Sequence[ConditionSpec], *, width: int) -> None:
+    def __init__(self, n_genes: int, conditions: Sequence[ConditionEncoding], *, width: int) -> None:
         super().__init__()
-        are_numbers = torch.tensor([encoding.is_numeric for encoding in encodings_of(conditions)])
+        are_numbers = torch.tensor([encoding.is_numeric for encoding in conditions])
         self.register_buffer("null", null_condition(conditions), persistent=False)
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
         self.register_buffer("is_number", are_numbers[self.key_of_column], persistent=False)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Sampler
-    from scgen_diffusion.nn import ConditionSpec, InputValues
+    from scgen_diffusion.nn import ConditionEncoding, InputValues
     from scgen_diffusion.perturbation import PerturbationFlow
 
     from ._condition_effects import AbsentEffects, ConditionEffects
@@ -41,10 +41,10 @@ class ConditionedModule(BaseModuleClass):
     """Whether predictions under other conditions need the totals of the given cells."""
     null_condition: Tensor
     key_of_column: Tensor
-    conditions: tuple[ConditionSpec, ...]
+    conditions: tuple[ConditionEncoding, ...]
     unstandardise: Callable[[Tensor], Tensor]  # of modules with a perturbation flow
 
-    def __init__(self, conditions: Sequence[ConditionSpec]) -> None:
+    def __init__(self, conditions: Sequence[ConditionEncoding]) -> None:
         super().__init__()
         self.conditions = tuple(conditions)
         self.register_buffer("null_condition", null_condition(conditions))

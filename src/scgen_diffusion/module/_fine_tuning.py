@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.nn import ConditionEmbedding, encodings_of, extended_state, row_masks
+from scgen_diffusion.nn import ConditionEmbedding, extended_state, row_masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def perturbation_flow_fits(module: ConditionedModule, reference: ConditionedModu
     """
     if reference.perturbation_flow is None:
         return False
-    before, after = ([one.vectors for one in encodings_of(of.conditions)] for of in (reference, module))
+    before, after = ([one.vectors for one in of.conditions] for of in (reference, module))
     keys = zip(before, after, reference.perturbation_flow.perturbing_keys, strict=True)
     return all(old is None or torch.equal(old, new) for old, new, perturbs in keys if perturbs)
 
@@ -97,7 +97,7 @@ def _state_of_later_effects(
     rows = {}
     if (later := effects.later) is not None:
         rows = dict(zip(zip(later.keys.tolist(), later.codes.tolist(), strict=True), later.effects, strict=True))
-    for key, (encoding, known) in enumerate(zip(encodings_of(module.conditions), learned, strict=True)):
+    for key, (encoding, known) in enumerate(zip(module.conditions, learned, strict=True)):
         if encoding.learns_vectors:
             for code in (~known).nonzero()[:, 0].tolist():
                 rows.setdefault((key, code), effects.loadings.weight.new_zeros(effects.loadings.out_features))

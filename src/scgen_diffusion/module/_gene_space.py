@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import Path
-    from scgen_diffusion.nn import ConditionSpec, InputValues
+    from scgen_diffusion.nn import ConditionEncoding, InputValues
 
     from ._architecture import GeneSpaceArchitecture
 
@@ -38,7 +38,7 @@ class GeneSpaceModule(ConditionedModule):
     n_input
         Number of genes.
     conditions
-        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Encoding of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     network
         A backbone with a head, and a path.
     architecture
@@ -55,7 +55,7 @@ class GeneSpaceModule(ConditionedModule):
     def __init__(
         self,
         n_input: int,
-        conditions: Sequence[ConditionSpec],
+        conditions: Sequence[ConditionEncoding],
         network: nn.Module,
         architecture: GeneSpaceArchitecture,
         n_features: int,
@@ -152,7 +152,7 @@ class GeneSpaceModule(ConditionedModule):
 
 
 def build_backbone(
-    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, n_outputs: int
+    n_genes: int, conditions: Sequence[ConditionEncoding], a: GeneSpaceArchitecture, n_outputs: int
 ) -> nn.Module:
     """Build the network that an architecture names, without its head."""
     options: Any = a

@@ -21,7 +21,7 @@ from scgen_diffusion.diffusion import (
     draw_binomial,
     keep_molecules,
 )
-from scgen_diffusion.nn import TARGET_SUM, DiT, InputValues, encodings_of, log_profile, total_counts
+from scgen_diffusion.nn import TARGET_SUM, DiT, InputValues, log_profile, total_counts
 from scgen_diffusion.perturbation import MissedChanges, PerturbationFlow
 
 from ._architecture import SCLDMArchitecture
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionEncoding
 
     from ._likelihoods import Likelihood
 
@@ -61,7 +61,7 @@ class SCLDMModule(ConditionedModule):
     n_input
         Number of genes.
     conditions
-        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Encoding of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for log-normalised values.
     architecture
@@ -78,7 +78,7 @@ class SCLDMModule(ConditionedModule):
     def __init__(
         self,
         n_input: int,
-        conditions: Sequence[ConditionSpec] = (),
+        conditions: Sequence[ConditionEncoding] = (),
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
@@ -117,16 +117,16 @@ class SCLDMModule(ConditionedModule):
         """Encoder, decoder and likelihood of each modality."""
         return [(self.encoder, self.decoder, self.likelihood)]
 
-    def _build_condition_effects(self, conditions: Sequence[ConditionSpec]) -> ConditionEffects | None:
+    def _build_condition_effects(self, conditions: Sequence[ConditionEncoding]) -> ConditionEffects | None:
         a = self.architecture
-        discrete = [encoding for encoding in encodings_of(conditions) if not encoding.is_numeric]
+        discrete = [encoding for encoding in conditions if not encoding.is_numeric]
         if not discrete or not a.condition_effects or not isinstance(self.likelihood, NegativeBinomialLikelihood):
             return None
         n_vectors = sum(encoding.n + 1 for encoding in discrete if encoding.learns_vectors)  # with "not given"
         width = max(a.n_latent_tokens * a.n_latent, min(n_vectors, MOST_DIMENSIONS))
         return ConditionEffects(*self.n_features, conditions, width=width)
 
-    def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
+    def _build_library_size(self, conditions: Sequence[ConditionEncoding], n_latent: int) -> LibrarySizeModel:
         return LibrarySizeModel(conditions, n_latent)
 
     def add_perturbation_flow(self) -> PerturbationFlow:

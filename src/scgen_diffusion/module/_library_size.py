@@ -12,7 +12,7 @@ from scgen_diffusion.nn import ConditionEmbedding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionEncoding
 
 HEAD_WIDTH = 64
 N_COMPONENTS = 5
@@ -36,7 +36,7 @@ class LibrarySizeModel(nn.Module):
     Parameters
     ----------
     conditions
-        Kind of each condition key.
+        Encoding of each condition key.
     n_features
         Number of features.
     """
@@ -47,7 +47,7 @@ class LibrarySizeModel(nn.Module):
     log_std: Tensor
     extremes: Tensor
 
-    def __init__(self, conditions: Sequence[ConditionSpec], n_features: int) -> None:
+    def __init__(self, conditions: Sequence[ConditionEncoding], n_features: int) -> None:
         super().__init__()
         self.register_buffer("log_mean", torch.zeros(()))
         self.register_buffer("log_std", torch.ones(()))
@@ -130,12 +130,12 @@ class MultimodalLibrarySize(nn.Module):
     n_modalities
         Number of modalities.
     conditions
-        Kind of each condition key.
+        Encoding of each condition key.
     n_features
         Number of latent dimensions over all tokens.
     """
 
-    def __init__(self, n_modalities: int, conditions: Sequence[ConditionSpec], n_features: int) -> None:
+    def __init__(self, n_modalities: int, conditions: Sequence[ConditionEncoding], n_features: int) -> None:
         super().__init__()
         self.shape = (n_modalities,)
         parts = (LibrarySizeModel(conditions, n_features + before) for before in range(n_modalities))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from scgen_diffusion.diffusion import Generators, Guidance
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionEncoding
 
     from ._architecture import MoleculeArchitecture
     from ._conditioned import TensorMap
@@ -170,7 +170,7 @@ class MoleculeModule(GeneSpaceModule):
     n_input
         Number of genes.
     conditions
-        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Encoding of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     architecture
         Sizes and parts.
 
@@ -184,7 +184,7 @@ class MoleculeModule(GeneSpaceModule):
     loss_judges_cells = False
 
     def __init__(
-        self, n_input: int, conditions: Sequence[ConditionSpec] = (), *, architecture: MoleculeArchitecture
+        self, n_input: int, conditions: Sequence[ConditionEncoding] = (), *, architecture: MoleculeArchitecture
     ) -> None:
         backbone = build_backbone(n_input, [*conditions, Number()], architecture, MoleculeNetwork.n_outputs)
         super().__init__(n_input, conditions, MoleculeNetwork(backbone, n_input), architecture, n_features=0)

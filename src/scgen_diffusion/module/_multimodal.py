@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scvi.module.base import LossOutput
 
     from scgen_diffusion.diffusion import Generators
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionEncoding
 
     from ._architecture import SCLDMArchitecture
     from ._likelihoods import Likelihood
@@ -108,7 +108,7 @@ class MultimodalModule(SCLDMModule):
     modalities
         Number of features and likelihood, ``"negative_binomial"`` or ``"bernoulli"``, of each modality.
     conditions
-        Kind of each condition key.
+        Encoding of each condition key.
     architecture
         As in :class:`SCLDMModule`.
 
@@ -124,7 +124,7 @@ class MultimodalModule(SCLDMModule):
     def __init__(
         self,
         modalities: Sequence[tuple[int, str]],
-        conditions: Sequence[ConditionSpec] = (),
+        conditions: Sequence[ConditionEncoding] = (),
         *,
         architecture: SCLDMArchitecture | None = None,
     ) -> None:
@@ -142,7 +142,7 @@ class MultimodalModule(SCLDMModule):
         self.encoder = MultimodalEncoder(self.n_features, architecture)
         self.decoder = MultimodalDecoder(self.n_features, [part.n_outputs for part in likelihoods], architecture)
 
-    def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> MultimodalLibrarySize:
+    def _build_library_size(self, conditions: Sequence[ConditionEncoding], n_latent: int) -> MultimodalLibrarySize:
         return MultimodalLibrarySize(len(self.modalities), conditions, n_latent)
 
     @property

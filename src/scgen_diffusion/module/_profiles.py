@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from scgen_diffusion.diffusion import Generators, Guidance, Target
-    from scgen_diffusion.nn import ConditionSpec, InputValues
+    from scgen_diffusion.nn import ConditionEncoding, InputValues
 
     from ._architecture import ProfileArchitecture
     from ._conditioned import TensorMap
@@ -127,7 +127,7 @@ class SpikeAndSlabNetwork(RegressionNetwork):
         self.gene_prior.copy_(torch.stack([frequency.logit(eps=1e-4), mean, std.clamp(min=0.03).log()]))
 
 
-def build_network(n_genes: int, conditions: Sequence[ConditionSpec], a: ProfileArchitecture) -> RegressionNetwork:
+def build_network(n_genes: int, conditions: Sequence[ConditionEncoding], a: ProfileArchitecture) -> RegressionNetwork:
     """Build the network that an architecture names."""
     if a.head == "spike_and_slab":
         backbone = build_backbone(n_genes, conditions, a, SpikeAndSlabNetwork.n_outputs)
@@ -149,7 +149,7 @@ class ProfileModule(GeneSpaceModule):
     n_input
         Number of genes.
     conditions
-        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Encoding of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for log-normalised values.
     architecture
@@ -168,7 +168,7 @@ class ProfileModule(GeneSpaceModule):
     def __init__(
         self,
         n_input: int,
-        conditions: Sequence[ConditionSpec] = (),
+        conditions: Sequence[ConditionEncoding] = (),
         *,
         input_values: InputValues = "counts",
         architecture: ProfileArchitecture,

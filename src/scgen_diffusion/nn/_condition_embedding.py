@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -127,31 +127,23 @@ class Members(ConditionEncoding):
         return SetEmbedding(self.n, width, self.vectors)
 
 
-ConditionSpec: TypeAlias = int | ConditionEncoding
-
-
-def encodings_of(conditions: Sequence[ConditionSpec]) -> list[ConditionEncoding]:
-    """Turn whole numbers into that many classes."""
-    return [Classes(spec) if isinstance(spec, int) else spec for spec in conditions]
-
-
-def null_condition(conditions: Sequence[ConditionSpec]) -> Tensor:
+def null_condition(conditions: Sequence[ConditionEncoding]) -> Tensor:
     """Return the values that mean "not given", ``(columns,)``: whole numbers if all keys are discrete."""
-    null = [value for encoding in encodings_of(conditions) for value in encoding.null]
+    null = [value for encoding in conditions for value in encoding.null]
     is_discrete = all(math.isfinite(value) for value in null)
     return torch.tensor(null, dtype=torch.long if is_discrete else torch.float32)
 
 
-def keys_of_columns(conditions: Sequence[ConditionSpec]) -> Tensor:
+def keys_of_columns(conditions: Sequence[ConditionEncoding]) -> Tensor:
     """Return the key that each column belongs to, ``(columns,)``."""
-    keys = [key for key, encoding in enumerate(encodings_of(conditions)) for _ in range(encoding.n_columns)]
+    keys = [key for key, encoding in enumerate(conditions) for _ in range(encoding.n_columns)]
     return torch.tensor(keys, dtype=torch.long)
 
 
-def classes_are_given(condition: Tensor, conditions: Sequence[ConditionSpec]) -> Tensor:
+def classes_are_given(condition: Tensor, conditions: Sequence[ConditionEncoding]) -> Tensor:
     """Mark the conditions ``(n, columns)`` that give all classes and sets, ``(n,)``; numbers may be missing."""
     given, start = torch.ones(len(condition), dtype=torch.bool, device=condition.device), 0
-    for encoding in encodings_of(conditions):
+    for encoding in conditions:
         if not encoding.is_numeric:
             given &= condition[:, start] != encoding.null[0]
         start += encoding.n_columns
@@ -164,27 +156,25 @@ class ConditionEmbedding(nn.Module):
     Parameters
     ----------
     conditions
-        Encoding of each key: :class:`Classes`, :class:`Number` or :class:`Members`. A whole number means that many
-        classes.
+        Encoding of each key: :class:`Classes`, :class:`Number` or :class:`Members`.
     width
         Width of the embedding.
 
     Examples
     --------
     >>> import torch
-    >>> embed = ConditionEmbedding([10, Number(), Members(5, largest=2)], width=16)
+    >>> embed = ConditionEmbedding([Classes(10), Number(), Members(5, largest=2)], width=16)
     >>> embed(
     ...     torch.tensor([[3, 0.5, 1, 4], [10, float("-inf"), 6, 5]])
     ... ).shape  # no conditions for the second cell
     torch.Size([2, 16])
     """
 
-    def __init__(self, conditions: Sequence[ConditionSpec], width: int) -> None:
+    def __init__(self, conditions: Sequence[ConditionEncoding], width: int) -> None:
         super().__init__()
-        encodings = encodings_of(conditions)
         self.width = width
-        self.n_columns = [encoding.n_columns for encoding in encodings]
-        self.tables = nn.ModuleList(encoding.build(width) for encoding in encodings)
+        self.n_columns = [encoding.n_columns for encoding in conditions]
+        self.tables = nn.ModuleList(encoding.build(width) for encoding in conditions)
 
     def forward(self, condition: Tensor) -> Tensor:
         """Embed conditions ``(n, columns)`` as ``(n, width)``; without keys the embedding is zero."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._condition_embedding import ConditionSpec
+    from ._condition_embedding import ConditionEncoding
     from ._transformer import BlockTrace
 
 
@@ -53,7 +53,7 @@ class GeneDiT(nn.Module):
     n_genes
         Size of the panel.
     conditions
-        Kind of each condition key, see :class:`ConditionEmbedding`.
+        Encoding of each condition key, see :class:`ConditionEmbedding`.
     patch_size
         Genes per token. Published: 10.
     width
@@ -81,7 +81,8 @@ class GeneDiT(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = GeneDiT(25, conditions=(3,), width=16, n_layers=1, n_heads=2)
+    >>> from scgen_diffusion.nn import Classes
+    >>> network = GeneDiT(25, conditions=[Classes(3)], width=16, n_layers=1, n_heads=2)
     >>> network(
     ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
     ... ).shape
@@ -91,7 +92,7 @@ class GeneDiT(nn.Module):
     def __init__(
         self,
         n_genes: int,
-        conditions: Sequence[ConditionSpec] = (),
+        conditions: Sequence[ConditionEncoding] = (),
         *,
         patch_size: int = 10,
         width: int = 768,
@@ -210,7 +211,7 @@ class GeneMLP(nn.Module):
     n_genes
         Size of the panel.
     conditions
-        Kind of each condition key, see :class:`ConditionEmbedding`.
+        Encoding of each condition key, see :class:`ConditionEmbedding`.
     width, n_layers
         Width of the residual stream, and number of blocks.
     n_outputs
@@ -221,7 +222,8 @@ class GeneMLP(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = GeneMLP(25, conditions=(3,), width=16, n_outputs=2)
+    >>> from scgen_diffusion.nn import Classes
+    >>> network = GeneMLP(25, conditions=[Classes(3)], width=16, n_outputs=2)
     >>> network(
     ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
     ... ).shape
@@ -231,7 +233,7 @@ class GeneMLP(nn.Module):
     def __init__(
         self,
         n_genes: int,
-        conditions: Sequence[ConditionSpec] = (),
+        conditions: Sequence[ConditionEncoding] = (),
         *,
         width: int = 256,
         n_layers: int = 2,

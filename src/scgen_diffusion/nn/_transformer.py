@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
-from ._condition_embedding import ConditionEmbedding, ConditionSpec
+from ._condition_embedding import ConditionEmbedding, ConditionEncoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -360,7 +360,7 @@ class DiT(nn.Module):
     token_width
         Width of a token, of the input and of the prediction.
     conditions
-        Kind of each condition key, see :class:`ConditionEmbedding`.
+        Encoding of each condition key, see :class:`ConditionEmbedding`.
     width
         Inner width. Published for scLDM: 256.
     n_layers
@@ -388,8 +388,14 @@ class DiT(nn.Module):
     Examples
     --------
     >>> import torch
+    >>> from scgen_diffusion.nn import Classes
     >>> network = DiT(
-    ...     n_tokens=4, token_width=8, conditions=(3,), width=16, n_layers=1, n_heads=2
+    ...     n_tokens=4,
+    ...     token_width=8,
+    ...     conditions=[Classes(3)],
+    ...     width=16,
+    ...     n_layers=1,
+    ...     n_heads=2,
     ... )
     >>> network(
     ...     torch.randn(5, 4, 8), torch.rand(5), torch.zeros(5, 1, dtype=torch.long)
@@ -401,7 +407,7 @@ class DiT(nn.Module):
         self,
         n_tokens: int,
         token_width: int,
-        conditions: Sequence[ConditionSpec] = (),
+        conditions: Sequence[ConditionEncoding] = (),
         *,
         width: int = 256,
         n_layers: int = 8,

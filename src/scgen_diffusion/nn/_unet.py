@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, interpolate, max_pool1d, pad
 
-from ._condition_embedding import ConditionEmbedding, ConditionSpec
+from ._condition_embedding import ConditionEmbedding, ConditionEncoding
 from ._gene_networks import parts_of
 from ._transformer import SelfAttention, sines_and_cosines
 
@@ -35,7 +35,7 @@ class GeneUNet(nn.Module):
     n_genes
         Size of the panel.
     conditions
-        Kind of each condition key, see :class:`ConditionEmbedding`.
+        Encoding of each condition key, see :class:`ConditionEmbedding`.
     width
         Channels of the first level, a multiple of 4. Published: 64.
     n_outputs
@@ -54,7 +54,8 @@ class GeneUNet(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = GeneUNet(25, conditions=(3,), width=4)
+    >>> from scgen_diffusion.nn import Classes
+    >>> network = GeneUNet(25, conditions=[Classes(3)], width=4)
     >>> network(
     ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
     ... ).shape
@@ -62,7 +63,7 @@ class GeneUNet(nn.Module):
     """
 
     def __init__(
-        self, n_genes: int, conditions: Sequence[ConditionSpec] = (), *, width: int = 64, n_outputs: int = 1
+        self, n_genes: int, conditions: Sequence[ConditionEncoding] = (), *, width: int = 64, n_outputs: int = 1
     ) -> None:
         super().__init__()
         self.n_genes, self.n_outputs = n_genes, n_outputs

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.nn import encodings_of
-
 from ._groups import sampling_covariance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from scgen_diffusion.nn import ConditionEncoding, ConditionSpec
+    from scgen_diffusion.nn import ConditionEncoding
 
 SHARED = 10.0  # variance of what a perturbation does everywhere, relative to the mean square of all shifts
 SPECIFIC = (1.0, 0.1, 0.3, 3.0)  # variance of what it does in similar cells only, likewise
@@ -57,7 +55,7 @@ class ExpectedShift(nn.Module):
     Parameters
     ----------
     conditions
-        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Encoding of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     size
         Number of latents of a cell.
     n_groups
@@ -67,10 +65,10 @@ class ExpectedShift(nn.Module):
     """
 
     def __init__(
-        self, conditions: Sequence[ConditionSpec], size: int, n_groups: int, control: Tensor, perturbs: Tensor
+        self, conditions: Sequence[ConditionEncoding], size: int, n_groups: int, control: Tensor, perturbs: Tensor
     ) -> None:
         super().__init__()
-        self.encodings = encodings_of(conditions)
+        self.encodings = list(conditions)
         self.register_buffer("control", control, persistent=False)
         self.register_buffer("perturbs", perturbs, persistent=False)
         self.register_buffer("centres", torch.zeros(n_groups, size))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, diffusion_loss
-from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, encodings_of, null_condition
+from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, null_condition
 
 from ._changes import GeneChanges
 from ._expected_shift import ExpectedShift
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgen_diffusion.diffusion import Sampler
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionEncoding
 
     from ._changes import Changes, MissedChanges
 
@@ -31,7 +31,7 @@ SMALLEST = 1e-12
 class VelocityNetwork(nn.Module):
     """Velocity of latents at a place and a time, under a condition; zero before training."""
 
-    def __init__(self, size: int, conditions: Sequence[ConditionSpec], width: int) -> None:
+    def __init__(self, size: int, conditions: Sequence[ConditionEncoding], width: int) -> None:
         super().__init__()
         self.embed_time = TimeEmbedding(width)
         self.embed_condition = ConditionEmbedding(conditions, width)
@@ -70,7 +70,7 @@ class PerturbationFlow(nn.Module):
     latent_shape
         Number of tokens and their width.
     conditions
-        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Encoding of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     width
         Width of the two hidden layers.
 
@@ -83,7 +83,9 @@ class PerturbationFlow(nn.Module):
     control: Tensor
     perturbs: Tensor
 
-    def __init__(self, latent_shape: tuple[int, int], conditions: Sequence[ConditionSpec], *, width: int = 128) -> None:
+    def __init__(
+        self, latent_shape: tuple[int, int], conditions: Sequence[ConditionEncoding], *, width: int = 128
+    ) -> None:
         super().__init__()
         size = latent_shape[0] * latent_shape[1]
         self.path, self.conditions, self.size = LinearInterpolant(), tuple(conditions), size
@@ -105,7 +107,7 @@ class PerturbationFlow(nn.Module):
     @property
     def perturbing_keys(self) -> list[bool]:
         """Which condition keys perturb."""
-        widths = [encoding.n_columns for encoding in encodings_of(self.conditions)]
+        widths = [encoding.n_columns for encoding in self.conditions]
         return [bool(own.any()) for own in self.perturbs.split(widths)]
 
     def add_shift(self, n_groups: int) -> ExpectedShift:

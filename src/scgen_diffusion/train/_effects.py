@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from scgen_diffusion.data import evenly
 from scgen_diffusion.diffusion import Generators, Guidance
 from scgen_diffusion.module import AbsentEffects, ridge
-from scgen_diffusion.nn import TARGET_SUM, classes_are_given, encodings_of
+from scgen_diffusion.nn import TARGET_SUM, classes_are_given
 
 from ._stage_data import ENCODED_AT_A_TIME, ROWS_AT_A_TIME, read_cells
 
@@ -229,7 +229,7 @@ def add_absent_effects(
     It has none yet. It gets none for more than ``MOST_COMBINATIONS`` combinations, or unless several keys all have
     classes.
     """
-    are_classes = all(one.n_columns == 1 and not one.is_numeric for one in encodings_of(module.conditions))
+    are_classes = all(one.n_columns == 1 and not one.is_numeric for one in module.conditions)
     if module.condition_effects is None or not are_classes or len(module.conditions) < 2:
         return
     condition, which, n_cells = _combinations(module, cells, indices)
