@@ -371,5 +371,5 @@ class SCLDM(AutoencoderModel):
             return ""
         return (
             "The perturbation flow starts from cells with the `control_values` and changes no other key, which "
-            f"does not fit {len(rows):,} of {len(cells.own):,} cells (such as {cells.names[rows[0]]!r})."
+            f"does not fit {len(rows):,} of {len(cells.own):,} cells (such as {cells.source.obs_names[rows[0]]!r})."
         )
