@@ -569,18 +569,21 @@ class DiffusionModel(BaseModelClass):
         if how.enable_progress_bar:
             show(describe_training(plans, time.monotonic() - started))
 
-    def _fit(self, run: StageRun, plan: StagePlan, data: StageData, *depends_on: object, **arguments: Any) -> StagePlan:
+    def _fit(
+        self, run: StageRun, plan_class: type[StagePlan], data: StageData, *depends_on: object, **arguments: Any
+    ) -> StagePlan:
         """Train a stage, and record how; return its plan.
 
         Parameters
         ----------
-        run, plan, data
+        run, plan_class, data
             The stage.
         *depends_on
             What its result depends on besides model and cells; a checkpoint is resumed only if it is the same.
         **arguments
             What to record besides the recipe.
         """
+        plan = plan_class(self.module, run.recipe, seed=run.seed)
         plan.trained_rows = self._trained_rows(plan.name)
         history, loss = self.history_ or {}, f"{plan.name}_loss_train"
         if run.options.checkpoint_dir is not None:

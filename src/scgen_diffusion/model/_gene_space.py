@@ -38,9 +38,8 @@ class GeneSpaceModel(DiffusionModel):
         self._start_training()
         if self._input_values == "counts":
             describe_totals(module, cells, self._seen_indices)
-        plan = DiffusionPlan(module, run.recipe, seed=run.seed)
         start = [buffer.cpu().numpy() for buffer in module.buffers(recurse=False)]
-        plan = self._fit(run, plan, self._cell_data(), *start)
+        plan = self._fit(run, DiffusionPlan, self._cell_data(), *start)
         self._record_trained("diffusion")
         return plan
 

@@ -230,9 +230,9 @@ class SCLDM(AutoencoderModel):
         if "autoencoder" not in self.trained_stages_:
             start_autoencoder(self.module, self._cells, self.train_indices_)
             start_effects(self.module, self._cells, self.train_indices_)
-        self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
+        self._record_trained(*self.trained_stages_[:1])  # the other stages need the old latents
         self.module.perturbation_flow = self.module.absent_effects = None
-        plan = self._fit(run, AutoencoderPlan(self.module, run.recipe, seed=run.seed), self._cell_data())
+        plan = self._fit(run, AutoencoderPlan, self._cell_data())
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
         return plan
@@ -242,9 +242,8 @@ class SCLDM(AutoencoderModel):
             self.module.absent_effects = None  # those of the prior before
         latents = latents_of(self.module, self._cells)
         self._fit_to_latents(latents)
-        split = self.train_indices_, self.validation_indices_
-        data = LatentData(latents, *split)
-        plan = self._fit(run, PriorPlan(self.module, run.recipe, seed=run.seed), data, self._autoencoder_digest)
+        data = LatentData(latents, self.train_indices_, self.validation_indices_)
+        plan = self._fit(run, PriorPlan, data, self._autoencoder_digest)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
             add_absent_effects(self.module, self._cells, self._seen_indices, sampler, run.bar)
@@ -266,12 +265,11 @@ class SCLDM(AutoencoderModel):
             raise ValueError(msg)
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control, match_keys)
         pairs.check()
-        plan = PerturbationFlowPlan(self.module, run.recipe, seed=run.seed)
         latents = latents_of(self.module, self._cells)
         if "prior" not in self.trained_stages_:
             self._fit_to_latents(latents)
         with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
-            torch.set_rng_state(torch.Generator().manual_seed(plan.seed).get_state())
+            torch.set_rng_state(torch.Generator().manual_seed(run.seed).get_state())
             flow = self.module.add_perturbation_flow()
         flow.start_from(torch.from_numpy(pairs.code).to(self.device))
         fit_shift(self.module, latents, pairs.groups)
@@ -280,7 +278,8 @@ class SCLDM(AutoencoderModel):
         parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
         values = {key.name: key.decode(code)[0] for key, code in parts}
         depends_on = self._autoencoder_digest, sorted(control.items()), *matches
-        self._fit(run, plan, data, *depends_on, control_values=values, match_keys=list(pairs.labels))
+        how = {"control_values": values, "match_keys": list(pairs.labels)}
+        plan = self._fit(run, PerturbationFlowPlan, data, *depends_on, **how)
         fit_changes(self.module, self._cells, pairs.groups, run.bar)
         self._record_trained(*self.trained_stages_, "perturbation_flow")
         return plan
