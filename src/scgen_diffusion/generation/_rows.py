@@ -18,13 +18,13 @@ def rows_of(values: Tensor, *, sparse: bool) -> Rows:
     """Copy cells ``(cells, genes)`` to the host; if sparse, only their non-zero values. All must be finite."""
     values = values.float()
     if not sparse:
-        check_finite(dense := _to_host(values))
+        check_sampled(dense := _to_host(values))
         return dense
     n_genes = values.shape[1]
     found = values != 0
     flat = found.flatten().nonzero().view(-1)
     data, columns, counts = (_to_host(part) for part in (values.flatten()[flat], (flat % n_genes).int(), found.sum(1)))
-    check_finite(data)
+    check_sampled(data)
     matrix = sp.csr_matrix((data, columns, np.cumsum([0, *counts])), shape=values.shape)
     matrix.has_canonical_format = True
     return matrix
@@ -40,7 +40,7 @@ def _to_host(values: Tensor) -> np.ndarray:
     return pinned.numpy().copy()  # so that pinned memory is used again
 
 
-def check_finite(values: np.ndarray) -> None:
+def check_sampled(values: np.ndarray) -> None:
     """Raise if any value of cells is not finite.
 
     Raises

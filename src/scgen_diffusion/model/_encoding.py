@@ -18,7 +18,7 @@ from scgen_diffusion.data import (
     stack_rows,
 )
 from scgen_diffusion.diffusion import Generators
-from scgen_diffusion.generation import check_batch_size, check_finite, rows_of
+from scgen_diffusion.generation import check_batch_size, check_sampled, rows_of
 
 from ._base import DiffusionModel
 
@@ -445,7 +445,7 @@ class AutoencoderModel(DiffusionModel):
         for tensors, generators in self._batches(adata, indices, batch_size, seed):
             x = tensors[REGISTRY_KEYS.X_KEY]
             samples = [self._reconstruct(x, generators, n)[:, columns].cpu().numpy() for n in range(n_samples)]
-            check_finite(drawn := np.stack(samples, axis=-1))
+            check_sampled(drawn := np.stack(samples, axis=-1))
             parts.append(sparse.GCXS.from_numpy(drawn[..., 0] if n_samples == 1 else drawn))
         return sparse.concatenate(parts, axis=0)
 

@@ -19,7 +19,7 @@ from scgen_diffusion.diffusion import Generators, Guidance
 from scgen_diffusion.module import AbsentEffects, ridge
 from scgen_diffusion.nn import TARGET_SUM, classes_are_given
 
-from ._stage_data import ENCODED_AT_A_TIME, ROWS_AT_A_TIME, read_cells
+from ._stage_data import ENCODED_AT_A_TIME, ROWS_AT_A_TIME, read_expression
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     for part in np.unique(parts):
         numbers, rows = rare[parts == part], [checked[i] for i in np.flatnonzero(parts == part)]
         sizes = [len(own) for own in rows]
-        x, _ = read_cells(module, cells, np.concatenate(rows))
+        x = read_expression(module, cells, np.concatenate(rows))
         repeated = condition[numbers].repeat_interleave(torch.tensor(sizes, device=module.device), 0)
         predicted = [values.split(sizes) for values in _predict(module, x, sizes, repeated)]
         lacking[numbers] = torch.stack([_lacking(*values) for values in zip(x.split(sizes), *predicted, strict=True)])
@@ -211,7 +211,8 @@ def learn_later_effects(
     for _ in range(N_PASSES):
         lacking = []
         for own in bar(rows, "Learning new effects"):
-            x, condition = read_cells(module, cells, indices[evenly(own, MOST_CHECKED)])
+            some = indices[evenly(own, MOST_CHECKED)]
+            x, condition = read_expression(module, cells, some), module.condition_tensor(cells.codes[some])
             _, log_theta, _, mean = _predict(module, x, [len(x)], condition)
             lacking.append(_differing_means(x, mean, log_theta))
         later.effects += ridge(groups[learned], torch.stack(lacking), n_cells)

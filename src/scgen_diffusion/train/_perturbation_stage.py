@@ -13,7 +13,7 @@ from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
 from scgen_diffusion.module import NegativeBinomialLikelihood
 from scgen_diffusion.perturbation import MissedChanges, sampling_covariance
 
-from ._stage_data import LatentData, read_cells
+from ._stage_data import LatentData, read_expression
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -117,13 +117,13 @@ def fit_changes(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Pert
     for some in bar(parts, "Measuring the changes"):
         sets = shift.control_sets[some].tolist()
         rows = {first: groups[number].control for first, number in zip(sets, some, strict=True)}
-        control = {first: read_cells(module, cells, evenly(own, MOST_CELLS))[0] for first, own in rows.items()}
+        control = {first: read_expression(module, cells, evenly(own, MOST_CELLS)) for first, own in rows.items()}
         for first, x in control.items():
             if first not in before:
                 before[first] = _GeneMoments.of(module, x)
                 misfits.append(module.draw_and_judge(x)[1])
                 totals.append(float(x.sum()))
-        perturbed = [read_cells(module, cells, evenly(groups[n].perturbed, MOST_CELLS))[0] for n in some]
+        perturbed = [read_expression(module, cells, evenly(groups[n].perturbed, MOST_CELLS)) for n in some]
         measured = [_GeneMoments.of(module, x) for x in perturbed]
         after += measured
         if isinstance(module.likelihood, NegativeBinomialLikelihood):

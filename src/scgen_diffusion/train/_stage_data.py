@@ -258,10 +258,9 @@ def latents_of(module: SCLDMModule, cells: TrainingCells) -> TensorTable:
     return TensorTable(cells.n_cells, batches())
 
 
-def read_cells(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return expression ``(cells, genes)`` and conditions ``(cells, columns)`` of a few cells."""
-    batch = next(iter(cells.loader(rows, len(rows))))
-    return batch[REGISTRY_KEYS.X_KEY].to(module.device), module.condition_of(batch).to(module.device)
+def read_expression(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor:
+    """Return the expression of a few cells on the module's device, ``(cells, genes)``."""
+    return next(iter(cells.loader(rows, len(rows))))[REGISTRY_KEYS.X_KEY].to(module.device)
 
 
 def memory_for_cells(device: torch.device) -> float:
