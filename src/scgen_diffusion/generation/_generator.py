@@ -383,8 +383,7 @@ class CellGenerator:
                 options: dict[str, Any] = {"n_steps": sampling.n_steps, "generators": generators}
                 if request.inversion is None:  # the perturbation flow moves the cells that become perturbed
                     return module.perturbed_latents(states, own, new, sampling.sampler, **options)
-                plain = Guidance(module.strategy.terms([1.0] * len(module.conditions)))
-                to_noise, to_cells = module.denoiser(own, plain), module.denoiser(new, sampling.guidance)
+                to_noise, to_cells = module.denoiser(own, module.unguided), module.denoiser(new, sampling.guidance)
                 return request.inversion(to_noise, to_cells, states, **options)
 
             def draw_totals(features: Tensor) -> Tensor:

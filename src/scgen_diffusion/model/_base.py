@@ -64,7 +64,7 @@ from scgen_diffusion.data import (
     to_plain,
     values_in,
 )
-from scgen_diffusion.diffusion import Guidance, inversion_by
+from scgen_diffusion.diffusion import inversion_by
 from scgen_diffusion.generation import (
     CellGenerator,
     CellRequest,
@@ -1089,7 +1089,7 @@ class DiffusionModel(BaseModelClass):
         else:
             inversion = None
             engine.check_sampler(sampling)
-            if sampling.guidance != Guidance(self.module.strategy.terms([1.0] * len(engine.conditions.keys))):
+            if sampling.guidance != self.module.unguided:
                 msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
                 raise ValueError(msg)
         if library_size is not None and self.module.keeps_totals:

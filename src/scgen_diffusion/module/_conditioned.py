@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 from torch import Tensor
 
-from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns, expand_like
+from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns, Guidance, expand_like
 from scgen_diffusion.nn import keys_of_columns, null_condition, total_counts
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Sampler
+    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Sampler
     from scgen_diffusion.nn import ConditionEncoding, InputValues
     from scgen_diffusion.perturbation import PerturbationFlow
 
@@ -39,6 +39,8 @@ class ConditionedModule(BaseModuleClass):
     architecture: Any
     keeps_totals: ClassVar[bool] = False
     """Whether predictions under other conditions need the totals of the given cells."""
+    loss_judges_cells: ClassVar[bool] = True
+    """Whether a validation loss that rises means worse cells."""
     null_condition: Tensor
     key_of_column: Tensor
     conditions: tuple[ConditionEncoding, ...]
@@ -72,6 +74,11 @@ class ConditionedModule(BaseModuleClass):
     def strategy(self) -> ConditionStrategy:
         """How training drops conditions and guidance composes them."""
         return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+
+    @property
+    def unguided(self) -> Guidance:
+        """Guidance of scale 1: the conditional prediction."""
+        return Guidance(self.strategy.terms([1.0] * len(self.conditions)))
 
     def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Tensor]:
         return {"x": tensors[REGISTRY_KEYS.X_KEY]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput, auto_move_data
@@ -47,8 +47,6 @@ class GeneSpaceModule(ConditionedModule):
         Number of features that total counts follow from besides the condition.
     """
 
-    loss_judges_cells: ClassVar[bool] = True
-    """Whether a validation loss that rises means worse cells."""
     input_values: InputValues = "counts"
     """Kind of values that cells have."""
 

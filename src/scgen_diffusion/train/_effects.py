@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from scgen_diffusion.data import evenly
-from scgen_diffusion.diffusion import Generators, Guidance
+from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module import AbsentEffects, ridge
 from scgen_diffusion.nn import TARGET_SUM, classes_are_given
 
@@ -286,11 +286,11 @@ def fit_absent_effects(
 
 def _lacking_shares(module: SCLDMModule, condition: Tensor, log_shares: Tensor, sampler: Sampler, bar: Bar) -> Tensor:
     """Return the log ratios of expected shares to those of a few generated cells, ``(m, genes)``."""
-    guidance, found = Guidance(module.strategy.terms([1.0] * len(module.conditions))), []
+    found = []
     for codes, expected in bar([*zip(condition.split(AT_ONCE), log_shares.split(AT_ONCE), strict=True)]):
         given = codes.repeat_interleave(N_TO_COMPARE, 0)
         generators = Generators(0, [*range(N_TO_COMPARE)] * len(codes), module.device)  # the same noise for each
-        states = sampler(module.denoiser(given, guidance), module.draw_noise(generators), generators=generators)
+        states = sampler(module.denoiser(given, module.unguided), module.draw_noise(generators), generators=generators)
         totals = torch.full((len(given), 1), TARGET_SUM, device=module.device)
         means = module.likelihood.mean(**module.decode(module.unstandardise(states), totals, given))
         of_each = means.unflatten(0, (len(codes), N_TO_COMPARE)).mean(1)

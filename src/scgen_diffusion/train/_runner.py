@@ -177,7 +177,7 @@ def run_stage(plan: StagePlan, data: StageData, options: RunOptions, *, max_epoc
     """
     recipe, path = plan.recipe, None
     n_epochs = max_epochs * epochs_per_pass(len(data.train_indices), recipe.batch_size)
-    if recipe.patience is not None and not getattr(plan.module, "loss_judges_cells", True):
+    if recipe.patience is not None and not plan.module.loss_judges_cells:
         msg = f"`early_stopping` and `patience` do not go with the {plan.name}: its loss may rise as cells get better."
         raise ValueError(msg)
     callbacks = [*(options.callbacks or ())]
