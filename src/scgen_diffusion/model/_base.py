@@ -502,30 +502,20 @@ class DiffusionModel(BaseModelClass):
         UserWarning
             For labels with fewer than 10 training cells.
         """
-        self._train(
-            None,
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            shares=(train_size, validation_size),
-            batch_size=batch_size,
-            early_stopping=early_stopping,
-            plan_kwargs=plan_kwargs,
-            datamodule=datamodule,
-            checkpoint_dir=checkpoint_dir,
-            compile=compile,
-            **trainer_kwargs,
-        )
+        shares = train_size, validation_size
+        how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
+        how |= {"checkpoint_dir": checkpoint_dir, "compile": compile, **trainer_kwargs}
+        self._train(None, max_epochs, shares, batch_size, plan_kwargs, datamodule, **how)
 
     def _train(
         self,
         stages: Sequence[str] | None,
-        *,
         max_epochs: int | Mapping[str, int] | None = None,
         shares: tuple[float | None, float | None] = (None, None),
         batch_size: int | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
         datamodule: TrainingCells | None = None,
+        *,
         of_stage: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
     ) -> None:
@@ -546,15 +536,9 @@ class DiffusionModel(BaseModelClass):
                     warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
                 self._count_combinations(self._registered_codes[self._seen_indices])
             stages = self._due_stages() if stages is None else stages
-            runs = plan_runs(
-                {stage: self._recipe(stage) for stage in stages},
-                how,
-                max_epochs,
-                batch_size,
-                plan_kwargs,
-                len(self.train_indices_),
-                has_validation=len(self.validation_indices_) > 0,
-            )
+            recipes = {stage: self._recipe(stage) for stage in stages}
+            n_cells = len(self.train_indices_), len(self.validation_indices_)
+            runs = plan_runs(recipes, how, max_epochs, batch_size, plan_kwargs, *n_cells)
             if how.checkpoint_dir is not None:
                 how.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             for run in runs:
@@ -1130,16 +1114,11 @@ class DiffusionModel(BaseModelClass):
     @property
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
-        return CellGenerator(
-            module=self.module,
-            conditions=self.conditions,
-            name=type(self).__name__,
-            n_genes=len(self.var_),
-            largest={
-                name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf
-                for name, modality in self.modalities.items()
-            },
-        )
+        largest = {
+            name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf
+            for name, modality in self.modalities.items()
+        }
+        return CellGenerator(self.module, self.conditions, type(self).__name__, len(self.var_), largest)
 
     @property
     @abstractmethod

@@ -123,12 +123,12 @@ class SCLDM(AutoencoderModel):
         """
         if self._keeps_autoencoder:
             raise ValueError(AUTOENCODER_STAYS)
-        self._train(["autoencoder"], max_epochs=max_epochs, shares=(train_size, validation_size), **options)
+        self._train(["autoencoder"], max_epochs, (train_size, validation_size), **options)
 
     def train_prior(self, max_epochs: int | None = None, **options: Any) -> None:
         """Train only the prior, with the autoencoder's split of the cells. Options as in :meth:`train`."""
         self._check_has_autoencoder()
-        self._train(["prior"], max_epochs=max_epochs, **options)
+        self._train(["prior"], max_epochs, **options)
 
     def train_perturbation_flow(
         self,
@@ -180,12 +180,8 @@ class SCLDM(AutoencoderModel):
             If perturbed cells have no control cells to be paired with; it names their groups.
         """
         self._check_has_autoencoder()
-        self._train(
-            ["perturbation_flow"],
-            max_epochs=max_epochs,
-            of_stage={"control_values": control_values, "match_keys": match_keys},
-            **options,
-        )
+        of_stage = {"control_values": control_values, "match_keys": match_keys}
+        self._train(["perturbation_flow"], max_epochs, of_stage=of_stage, **options)
 
     @classmethod
     def from_reference_checkpoint(

@@ -71,8 +71,7 @@ def plan_runs(
     batch_size: int | None,
     plan_kwargs: Mapping[str, Any] | None,
     n_cells: int,
-    *,
-    has_validation: bool,
+    n_validation_cells: int,
 ) -> list[StageRun]:
     """Apply a user's choices to the default recipes of the stages, in order.
 
@@ -82,15 +81,13 @@ def plan_runs(
         The default recipes.
     options, max_epochs, batch_size, plan_kwargs
         What the user chose.
-    n_cells
-        Number of training cells.
-    has_validation
-        Whether there are validation cells.
+    n_cells, n_validation_cells
+        Numbers of training and of validation cells.
     """
     planned = {}
     epochs = _by_stage("max_epochs", max_epochs, recipes)
     changes = _by_stage("plan_kwargs", plan_kwargs, recipes)
-    if options.early_stopping and (not has_validation or [*recipes] == ["perturbation_flow"]):
+    if options.early_stopping and (not n_validation_cells or [*recipes] == ["perturbation_flow"]):
         msg = "`early_stopping` watches the validation loss, but there are no validation cells; the flow never has any."
         raise ValueError(msg)
     for stage, usual in recipes.items():
