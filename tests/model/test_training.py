@@ -1,6 +1,7 @@
 """Training: both stages, their length, interruption and resumption."""
 
 import signal
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from builders import At, Canary, same_cells
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _training
 
 pytestmark = pytest.mark.usefixtures("seed_0")
 
@@ -23,6 +24,21 @@ def differing(one, other):
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+@pytest.mark.parametrize(("idle", "n_warnings"), [(5, 1), (15, 0)])
+def test_threads_are_warned_of_once_if_other_processes_leave_no_core_free(tmp_path, monkeypatch, idle, n_warnings):
+    times = tmp_path / "stat"
+    times.write_text("cpu 100 0 0 100 0 0 0 0 0 0\ncpu0 50")
+    monkeypatch.setattr(_training, "TIMES_OF_CORES", times)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("time.sleep", lambda _: times.write_text(f"cpu {120 - idle} 0 0 {100 + idle} 0 0 0 0 0 0\n"))
+    _training.warn_of_busy_cores.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        _training.warn_of_busy_cores()
+        _training.warn_of_busy_cores()
+    assert ["set_num_threads" in str(one.message) for one in caught] == [True] * n_warnings
+
+
 def test_both_stages_are_recorded_epoch_by_epoch_and_lower_their_losses(make_model, quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = make_model()
@@ -32,6 +48,8 @@ def test_both_stages_are_recorded_epoch_by_epoch_and_lower_their_losses(make_mod
     for stage, n_epochs in {"autoencoder": 20, "prior": 12}.items():
         assert len(model.history[f"{stage}_loss_train"]) == len(model.history[f"{stage}_loss_validation"]) == n_epochs
     assert all(isinstance(frame, pd.DataFrame) and frame.notna().all().all() for frame in model.history.values())
+    with pytest.raises(KeyError, match="autoencoder_loss_validation"):  # which lists the names
+        model.history["elbo_validation"]
     # not the KL divergence, whose weight rises, nor the averaged weights on ten cells, which hardly move
     for name in (
         "autoencoder_reconstruction_loss_train",

@@ -106,6 +106,7 @@ from ._training import (
     describe_training,
     plan_runs,
     split_cells,
+    warn_of_busy_cores,
     warn_of_rare_labels,
 )
 
@@ -123,6 +124,14 @@ if TYPE_CHECKING:
     from ._jobs import ControlCells
 
 ADVICE_ON_COUNTS = "The model was set up with counts there."
+
+
+class History(dict[str, "pd.DataFrame"]):
+    """Losses by name; the error for a name of another model lists those of this one."""
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        msg = f"`history` has no {name!r}. {known_names(name, [*self])}"
+        raise KeyError(msg)
 
 
 class DiffusionModel(BaseModelClass):
@@ -524,6 +533,7 @@ class DiffusionModel(BaseModelClass):
         After an error the model is as it was before, but for stages whose training has ended.
         """
         respect_thread_limit()
+        warn_of_busy_cores()
         started, how, before, plans = time.monotonic(), RunOptions.of(**options), self._snapshot(), list[StagePlan]()
         how = replace(how, enable_progress_bar=how.is_first_process() and how.enable_progress_bar)
         try:
@@ -551,7 +561,7 @@ class DiffusionModel(BaseModelClass):
             self.__dict__.update(before)
             raise
         if how.enable_progress_bar:
-            show(describe_training(plans, time.monotonic() - started))
+            show(describe_training(runs, plans, time.monotonic() - started))
 
     def _fit(
         self, run: StageRun, plan_class: type[StagePlan], data: StageData, *depends_on: object, **arguments: Any
@@ -616,9 +626,9 @@ class DiffusionModel(BaseModelClass):
         return self.summary_string
 
     @property
-    def history(self) -> dict[str, pd.DataFrame]:
+    def history(self) -> History:
         """Losses by name, ``<stage>_<loss>_train`` and ``<stage>_<loss>_validation``, as tables by epoch."""
-        return self.history_ or {}
+        return History(self.history_ or {})
 
     @property
     def summary_string(self) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 MAX_VALIDATION_CELLS = 2000
 FURTHER_SEEDS = {"prior": 1, "perturbation_flow": 2}  # added to scvi-tools' seed
 SECONDS_WITHOUT_BAR = 3  # of generation, and of what comes before and after the steps of a stage
+TIMES_OF_CORES = Path("/proc/stat")  # of Linux
+IDLE = slice(3, 5)  # states of a core there: idle, and waiting for a disk
+SECONDS_OF_OTHERS = 0.1  # in which this process does nothing
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class StageRun:
         Name of the stage.
     recipe
         Its training options.
-    n_epochs
-        Most epochs.
+    n_epochs, usual_epochs
+        Most epochs, and those by default.
     seed
         Seed of its random numbers.
     options
@@ -54,6 +60,7 @@ class StageRun:
     stage: str
     recipe: Any
     n_epochs: int
+    usual_epochs: int
     seed: int
     options: RunOptions
 
@@ -98,11 +105,11 @@ def plan_runs(
             change = {"patience": USUAL_PATIENCE if options.early_stopping else None, **change}
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
-        asked = epochs[stage]
-        n_epochs = recipe.max_epochs(n_cells) if asked is None else check_count("max_epochs", asked)
+        asked, usual_epochs = epochs[stage], recipe.max_epochs(n_cells)
+        n_epochs = usual_epochs if asked is None else check_count("max_epochs", asked)
         seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
-        planned[stage] = recipe, n_epochs, seed + FURTHER_SEEDS.get(stage, 0)
-    options = options.with_progress({stage: n_epochs for stage, (_, n_epochs, _) in planned.items()})
+        planned[stage] = recipe, n_epochs, usual_epochs, seed + FURTHER_SEEDS.get(stage, 0)
+    options = options.with_progress({stage: n_epochs for stage, (_, n_epochs, *_) in planned.items()})
     return [StageRun(stage, *plan, options) for stage, plan in planned.items()]
 
 
@@ -121,6 +128,27 @@ def _by_stage(argument: str, given: Any, stages: Mapping[str, Any]) -> Mapping[s
             msg = f"`{argument}` names {name!r}, which this call does not train. {known_names(name, [*stages])}"
             raise ValueError(msg)
     return {stage: given.get(stage) for stage in stages}
+
+
+@cache
+def warn_of_busy_cores() -> None:
+    """Warn, once, if other processes leave no core free: several threads then wait for each other, again and again."""
+    n_threads = torch.get_num_threads()
+    if n_threads == 1 or torch.cuda.is_available() or not TIMES_OF_CORES.exists():
+        return
+    before = _read_times()
+    time.sleep(SECONDS_OF_OTHERS)
+    spent = _read_times() - before
+    if (os.cpu_count() or 1) * spent[IDLE].sum() < spent.sum():
+        warn_user(
+            f"Other processes use all cores; training with {n_threads} threads may then take ten times as long. "
+            "Call `torch.set_num_threads(1)` first."
+        )
+
+
+def _read_times() -> np.ndarray:
+    """Read the times that all cores have spent in each state since the start of the machine."""
+    return np.array(TIMES_OF_CORES.read_text().split()[1:9], dtype=float)
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
@@ -167,11 +195,12 @@ def split_cells(
     return np.sort(order[:n_train]), np.sort(order[n_train:end]), np.sort(order[end:])
 
 
-def describe_training(plans: Sequence[StagePlan], seconds: float) -> str:
+def describe_training(runs: Sequence[StageRun], plans: Sequence[StagePlan], seconds: float) -> str:
     """Return one line: how long training took, and the epochs and the last validation loss of each stage."""
     stages = []
-    for plan in plans:
+    for run, plan in zip(runs, plans, strict=False):  # training may have been stopped
         losses = plan.history.get(plan.key_loss("validation"))
         loss = "" if losses is None else f", validation loss {losses.iloc[-1, 0]:.4g}"
-        stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{loss}")
+        usual = f" (by default {run.usual_epochs})" if run.n_epochs < run.usual_epochs else ""
+        stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{usual}{loss}")
     return f"Training took {seconds / 60:.1f} minutes ({'; '.join(stages)})."
