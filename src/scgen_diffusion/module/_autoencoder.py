@@ -148,12 +148,6 @@ def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeB
     )
 
 
-def share_gene_embedding(encoder: Encoder, decoder: Decoder) -> None:
-    """Share the gene embedding between attention pooling and gene queries, if both exist."""
-    if "attention" in encoder.network and decoder.gene_queries is not None:
-        decoder.gene_queries.embed_gene = encoder.network.attention.embed_gene
-
-
 def gene_loadings(encoder: Encoder, decoder: Decoder) -> list[Tensor]:
     """List the weight matrices with one row or column per gene."""
     loadings = [encoder.network.factors.weight.weight] if "factors" in encoder.network else []

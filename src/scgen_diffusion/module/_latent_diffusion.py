@@ -31,7 +31,6 @@ from ._autoencoder import (
     Posterior,
     build_likelihood,
     gene_loadings,
-    share_gene_embedding,
     start_at_mean,
 )
 from ._condition_effects import AbsentEffects, ConditionEffects
@@ -91,7 +90,8 @@ class SCLDMModule(ConditionedModule):
         self._build_autoencoder(n_input, a)
         if a.share_gene_embedding:
             for encoder, decoder, _ in self.parts:
-                share_gene_embedding(encoder, decoder)
+                if "attention" in encoder.network and decoder.gene_queries is not None:
+                    decoder.gene_queries.embed_gene = encoder.network.attention.embed_gene
         self.prior = DiT(
             *self.latent_shape,
             conditions,
