@@ -341,7 +341,7 @@ class CellGenerator:
         module, sampling = self.module, request.sampling
         cells = np.arange(first, first + self.block_size)
         generators = Generators(request.seed, cells.tolist(), module.device)
-        rows = np.minimum(cells, request.n_cells - 1)
+        rows = np.minimum(cells, len(request.codes) - 1)
         asked = request.codes[rows]
         starts = self.start_conditions(asked, sampling.guidance)
         # what is left open is that of control cells, where these are moved: no cell has the combination itself

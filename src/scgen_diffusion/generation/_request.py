@@ -71,11 +71,6 @@ class CellRequest:
     seed: int
     corrections: Corrections | None = None
 
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return len(self.codes)
-
 
 @dataclass
 class PredictionRequest:

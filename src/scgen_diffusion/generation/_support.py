@@ -261,11 +261,6 @@ class PerturbedGroups:
         self.group[changed] = np.where(number.ravel() < len(self.codes), number.ravel(), -1)
 
     @property
-    def names(self) -> list[str]:
-        """The new conditions of each group in words."""
-        return [self.conditions.describe(codes) for codes in self.codes]
-
-    @property
     def n_cells(self) -> np.ndarray:
         """Number of cells of each group, ``(groups,)``."""
         return np.bincount(self.group[self.group >= 0], minlength=len(self.codes))

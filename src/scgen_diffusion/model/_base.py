@@ -123,8 +123,6 @@ if TYPE_CHECKING:
 
     from ._jobs import ControlCells
 
-ADVICE_ON_COUNTS = "The model was set up with counts there."
-
 
 class History(dict[str, "pd.DataFrame"]):
     """Losses by name; the error for a name of another model lists those of this one."""
@@ -1216,7 +1214,8 @@ class DiffusionModel(BaseModelClass):
             batch = rows[start : start + len(x)]
             start += len(x)
             if isinstance(source, GivenCells) and (where := source.where):  # files were checked when they were opened
-                totals = check_values(x.numpy(), where, self._input_values, ADVICE_ON_COUNTS)
+                advice = "The model was set up with counts there."
+                totals = check_values(x.numpy(), where, self._input_values, advice)
                 check_not_empty(totals, source.obs_names[batch], where)
             yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, batch
 

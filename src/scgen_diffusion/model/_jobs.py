@@ -142,7 +142,7 @@ class Generation(Job):
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return self.request.n_cells
+        return len(self.request.codes)
 
     def judge(self) -> None:
         """Judge combinations that training never saw, which the perturbation flow makes."""
@@ -282,15 +282,14 @@ class Prediction(Job):
         """Return the mean changes, an entry of ``uns``; none without sums."""
         if self.groups is None or not len(sums.numbers):
             return {}
-        groups, n_groups = self.groups, len(self.supports)
-        number = np.repeat(np.arange(n_groups), len(self.genes))
+        support = self.provenance["support"]
+        number = np.repeat(np.arange(len(support)), len(self.genes))
         gene, names = pd.factorize(self.genes.astype(str))
         table = {
-            "combination": pd.Categorical.from_codes(number, groups.names),
-            "gene": pd.Categorical.from_codes(np.tile(gene, n_groups), names),
-            **groups.changes(sums.values, self.supports),
+            "combination": pd.Categorical.from_codes(number, support["combination"]),
+            "gene": pd.Categorical.from_codes(np.tile(gene, len(support)), names),
+            **self.groups.changes(sums.values, self.supports),
         }
-        support = self.provenance["support"]
         keys = [key for key in support.columns[1 : support.columns.get_loc("n_cells")] if key not in table]
         table |= {key: support[key].array.take(number) for key in keys}
         return {"mean_change": drop_unused_categories(pd.DataFrame(table))}
