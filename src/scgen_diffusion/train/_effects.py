@@ -31,30 +31,7 @@ if TYPE_CHECKING:
     from ._stage_data import TrainingCells
 
 MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from, or that training lacks
-MOST_COMPARED = 64  # combinations with training cells that show what those without seem to lack
-FEW_CELLS = 200  # of a combination, which tell only about surprising genes
-RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
 MOST_CHECKED = 1000  # cells of a combination
-N_PASSES = 2  # over new cells; how far a gene's counts are noise is only known when some are expected
-PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
-SURPRISING = 4.0  # standard deviations
-SHRINKING_ROUNDS = 20
-MOST_THETA = 50.0  # beyond it, few cells cannot tell
-N_TO_COMPARE, AT_ONCE = 16, 16  # generated cells of a combination, and combinations
-SURPRISING_LACK = 2.0  # standard deviations between combinations that have training cells
-LEAST_EFFECT = 0.3  # natural logarithm; smaller ones, the prior may know better
-MOST_EFFECT = 3.0
-LEAST_LOG_SHARE = -11.5  # of a cell's counts, 1e-5; effects on rarer genes do not show
-INVERSE_DISPERSION = 2.0  # of counts between cells of one combination
-INTERACTION = 0.01  # variance of what a combination does beyond its classes, in natural logarithms
-N_ROUNDS = 30
-UNSHRUNK_ROUNDS = 8
-WEAK = 0.1  # weight of no effect while effects are not shrunk
-MOST_STEP = 1.0  # in one round
-GENES_AT_A_TIME = 4000
-SPREADS = (0.0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # possible variances of an effect, in natural logarithms
-TELLING = 1.0  # sampling variance of an effect that tells something about the mixture
-SMALLEST = 1e-9
 
 
 def _combinations(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> tuple[Tensor, np.ndarray, Tensor]:
@@ -75,6 +52,8 @@ def _sum_counts(cells: TrainingCells, indices: np.ndarray, which: np.ndarray, n:
 
 
 # --- the start --------------------------------------------------------------------------------------------------------
+
+PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
 
 
 def start_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
@@ -97,6 +76,12 @@ def start_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray
 
 
 # --- rare combinations, after training --------------------------------------------------------------------------------
+
+FEW_CELLS = 200  # of a combination, which tell only about surprising genes
+RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
+SURPRISING = 4.0  # standard deviations
+SHRINKING_ROUNDS = 20
+MOST_THETA = 50.0  # beyond it, few cells cannot tell
 
 
 @torch.no_grad()
@@ -171,6 +156,8 @@ def _surprising(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor) -> Tenso
 
 # --- classes and members that fine-tuning adds ------------------------------------------------------------------------
 
+N_PASSES = 2  # over new cells; how far a gene's counts are noise is only known when some are expected
+
 
 @torch.no_grad()
 def learn_later_effects(
@@ -219,6 +206,13 @@ def learn_later_effects(
 
 
 # --- combinations without training cells ------------------------------------------------------------------------------
+
+MOST_COMPARED = 64  # combinations with training cells that show what those without seem to lack
+N_TO_COMPARE, AT_ONCE = 16, 16  # generated cells of a combination, and combinations
+SURPRISING_LACK = 2.0  # standard deviations between combinations that have training cells
+LEAST_EFFECT = 0.3  # natural logarithm; smaller ones, the prior may know better
+MOST_EFFECT = 3.0
+LEAST_LOG_SHARE = -11.5  # of a cell's counts, 1e-5; effects on rarer genes do not show
 
 
 @torch.no_grad()
@@ -296,6 +290,20 @@ def _lacking_shares(module: SCLDMModule, condition: Tensor, log_shares: Tensor, 
         of_each = means.unflatten(0, (len(codes), N_TO_COMPARE)).mean(1)
         found.append(expected - (of_each / of_each.sum(1, keepdim=True)).log())
     return torch.cat(found)
+
+
+# --- expected profiles, by effects that add up ------------------------------------------------------------------------
+
+INVERSE_DISPERSION = 2.0  # of counts between cells of one combination
+INTERACTION = 0.01  # variance of what a combination does beyond its classes, in natural logarithms
+N_ROUNDS = 30
+UNSHRUNK_ROUNDS = 8
+WEAK = 0.1  # weight of no effect while effects are not shrunk
+MOST_STEP = 1.0  # in one round
+GENES_AT_A_TIME = 4000
+SPREADS = (0.0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # possible variances of an effect, in natural logarithms
+TELLING = 1.0  # sampling variance of an effect that tells something about the mixture
+SMALLEST = 1e-9
 
 
 def expected_log_shares(counts: Tensor, n_cells: Tensor, codes: Tensor, absent: Tensor) -> Tensor:
