@@ -399,9 +399,10 @@ class CellGenerator:
 
         values = module.redraw_empty(predict, generators)[:n_wanted]
         rows = rows_of(values, sparse=module.has_zeros(sampling.output))
-        if request.group is None:
+        if request.groups is None:
             return rows, None
-        return rows, sum_profiles(module, request.group[positions[:n_wanted]], x[:n_wanted], values, sampling.output)
+        group = request.groups.group[positions[:n_wanted]]
+        return rows, sum_profiles(module, group, x[:n_wanted], values, sampling.output)
 
 
 def _check_totals(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Guidance, Inversion, Sampler
     from scgen_diffusion.nn import InputValues
 
-    from ._support import Corrections
+    from ._support import Corrections, PerturbedGroups
 
 DEFAULT_BATCH_SIZE = 2048
 LONGEST_LIST = 1000  # largest length of a list in provenance
@@ -90,8 +90,8 @@ class PredictionRequest:
         Totals ``(cells, ...)``, NaN for the cells' own; None: all are the cells' own.
     seed
         Seed of all draws.
-    group
-        Number of the group of each cell whose mean changes are wanted, -1 for none, ``(cells,)``. None: no sums.
+    groups
+        Groups of cells that the perturbation flow perturbs, whose mean changes are wanted; None for none.
     corrections
         Changes that the decoder lacks; None: none.
     """
@@ -103,7 +103,7 @@ class PredictionRequest:
     keep_residuals: bool
     library_size: Any
     seed: int
-    group: np.ndarray | None = None
+    groups: PerturbedGroups | None = None
     corrections: Corrections | None = None
 
 

@@ -1103,10 +1103,9 @@ class DiffusionModel(BaseModelClass):
         asked = "that of each control cell" if given.condition is None else describe_condition(given.condition)
         provenance = engine.record(sampling, "of each cell" if totals is None else "given", seed) | how
         provenance |= {"condition": asked, "outside_training": outside}
-        group = None if groups is None else groups.group
         return Prediction(
             engine,
-            PredictionRequest(own, codes, sampling, inversion, keep_residuals, totals, seed, group),
+            PredictionRequest(own, codes, sampling, inversion, keep_residuals, totals, seed, groups),
             engine.identity(sampling, given.requested, totals) | how,
             provenance,
             given.requested.is_uniform,
@@ -1116,7 +1115,6 @@ class DiffusionModel(BaseModelClass):
             obs=None if isinstance(source, CellFiles) else writable(source.cells.obs),
             read=lambda rows, size: (part[REGISTRY_KEYS.X_KEY] for part, _ in self.read_cells(source, rows, size)),
             genes=self.var_.index,
-            groups=groups,
         )
 
     @property

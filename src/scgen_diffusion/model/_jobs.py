@@ -29,7 +29,6 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import (
     Corrections,
-    PerturbedGroups,
     PredictionRequest,
     check_batch_size,
     support_columns,
@@ -199,8 +198,6 @@ class Prediction(Job):
         ``read(rows, batch_size)`` yields the expression of rows of the source.
     genes
         Names of the genes.
-    groups
-        Groups of cells that the perturbation flow perturbs; None for none.
     supports
         How far the effect on each group can be trusted, once it is judged.
     """
@@ -211,7 +208,6 @@ class Prediction(Job):
     obs: pd.DataFrame | None
     read: Callable[[np.ndarray, int], Iterator[Tensor]]
     genes: pd.Index
-    groups: PerturbedGroups | None
     supports: Sequence[Support] = ()
 
     @property
@@ -230,13 +226,14 @@ class Prediction(Job):
 
     def judge(self) -> None:
         """Judge each effect that the perturbation flow predicts."""
-        if self.groups is None:
+        groups = self.request.groups
+        if groups is None:
             return
 
         def read(positions: np.ndarray) -> Tensor:
             return torch.cat([*self.read(positions, len(positions))])
 
-        groups, self.supports = self.groups, self.groups.supports(read)
+        self.supports = groups.supports(read)
         self.request.corrections = Corrections.of_supports(groups.codes, self.supports)
         columns = support_columns(self.engine.conditions, groups.codes, groups.n_cells, self.supports)
         self.provenance["support"] = pd.DataFrame(columns)
@@ -280,7 +277,8 @@ class Prediction(Job):
 
     def mean_change(self, sums: ProfileSums) -> dict[str, pd.DataFrame]:
         """Return the mean changes, an entry of ``uns``; none without sums."""
-        if self.groups is None or not len(sums.numbers):
+        groups = self.request.groups
+        if groups is None or not len(sums.numbers):
             return {}
         support = self.provenance["support"]
         number = np.repeat(np.arange(len(support)), len(self.genes))
@@ -288,7 +286,7 @@ class Prediction(Job):
         table = {
             "combination": pd.Categorical.from_codes(number, support["combination"]),
             "gene": pd.Categorical.from_codes(np.tile(gene, len(support)), names),
-            **self.groups.changes(sums.values, self.supports),
+            **groups.changes(sums.values, self.supports),
         }
         keys = [key for key in support.columns[1 : support.columns.get_loc("n_cells")] if key not in table]
         table |= {key: support[key].array.take(number) for key in keys}
