@@ -7,6 +7,7 @@ from itertools import product
 import pandas as pd
 
 from benchmarks.tables import markdown_table
+from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
 #: The names of steps in the tables, and the published steps that they are compared with.
 STEP_NAMES: dict[tuple[str, str], tuple[str, tuple[str, str] | None]] = {}
@@ -31,6 +32,15 @@ CALL_NAMES = {
     "generate_anndata": "`generate`, into an AnnData",
     "latent_representation": "`get_latent_representation`",
 }
+#: Stages of the table of lengths: system, call and recipe.
+STAGES = {
+    **{
+        f"SCLDM, {stage.replace('_', ' ')}": ("calls-SCLDM", f"{stage}_epochs", RECIPES["default"][stage])
+        for stage in ("autoencoder", "prior", "perturbation_flow")
+    },
+    "SCMDM": ("calls-SCMDM", "training_epochs", DIFFUSION_RECIPES["SCMDM"]["default"]),
+}
+TRAINING_CELLS = (500, 2_000, 8_000, 32_000, 200_000, 1_000_000)
 
 
 def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -38,6 +48,7 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     shown = latest(stored)
     page = "docs/user_guide/speed.md"
     return {
+        (page, "speed: lengths"): length_table(shown),
         (page, "speed: calls"): f"{call_table(shown)}\n\n{describe(shown)}",
         (page, "speed: equal size"): published_table(stored, is_equal=True),
         (page, "speed: default"): published_table(stored, is_equal=False),
@@ -120,6 +131,20 @@ def call_table(rows: pd.DataFrame) -> str:
             speed = _number(row["cells_per_second"]) if has_cells else ""
             lines.append([f"{system.removeprefix('calls-')}, {CALL_NAMES[stage]}", *cells, speed])
     return markdown_table(["", "cells", "seconds", "cells/s"], lines)
+
+
+def length_table(rows: pd.DataFrame) -> str:
+    """Write the most epochs by default, and the minutes that they take, by number of training cells."""
+    calls = {(row["system"], row["stage"]): row for row in rows.to_dict("records")}
+    lines = []
+    for n_cells in TRAINING_CELLS:
+        lines.append([f"{n_cells:,}"])
+        for system, stage, recipe in STAGES.values():
+            call, n_epochs = calls[system, stage], recipe.max_epochs(n_cells)
+            n_times = n_epochs * recipe.steps_per_epoch(n_cells) / recipe.steps_per_epoch(call["batch"])
+            minutes = call["seconds"] * n_times / 60
+            lines[-1].append(f"{n_epochs:,} ({minutes:.{0 if minutes >= 10 else 1}f})")
+    return markdown_table(["training cells", *STAGES], lines)
 
 
 def describe(rows: pd.DataFrame) -> str:
