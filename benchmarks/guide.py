@@ -19,6 +19,7 @@ from scgen_diffusion.module import (
     MoleculeModule,
     ProfileModule,
 )
+from scgen_diffusion.nn import Classes
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def network_size_table() -> str:
     sizes = [(name, *of, size) for name, of in GENE_SPACE.items() for size in of[1]]
     for name, module, architectures, size in sizes:
         with torch.device("meta"):
-            network = module(N_GENES, (N_CLASSES,), architecture=architectures[size]).network
+            network = module(N_GENES, (Classes(N_CLASSES),), architecture=architectures[size]).network
         parameters = list(network.parameters())
         inner = sum(p.numel() for p in parameters if not any(length % N_GENES == 0 for length in p.shape))
         lines.append([f"{name}, {size}", _millions(sum(p.numel() for p in parameters)), _millions(inner)])
