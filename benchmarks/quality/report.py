@@ -68,7 +68,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     comparison = {
         "quality": quality_table(table, {f"{len(SETS)} sets": SETS}, METHODS),
         "sets": metric_table(
-            table, "auc_genes", {name: IN_WORDS.get(name, name) for name in (*OURS, "scVI-prior", "copula")}
+            table, "auc_genes", {name: IN_WORDS.get(name, name) for name in (*OURS, "scVI", "copula")}
         ),
         "untouched": quality_table(table, {f"{len(UNTOUCHED)} sets": UNTOUCHED}, METHODS, IN_BRIEF),
         "published": quality_table(table, {"kang_ifnb": ["kang_ifnb"]}, PUBLISHED, IN_BRIEF),
