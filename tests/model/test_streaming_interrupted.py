@@ -228,7 +228,7 @@ CHANGES = {
     "seed": {"seed": 6},
     "no seed": {"seed": None},
     "condition": {"condition": {"cell_type": "NK"}},
-    "sampler": {"sampler": "euler"},
+    "sampler": {"sampler": "midpoint"},
     "n_steps": {"n_steps": 2},
     "library_size": {"library_size": 70},
     "guidance_scale": {"guidance_scale": 2.0},
