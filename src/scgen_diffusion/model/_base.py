@@ -630,7 +630,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def summary_string(self) -> str:
-        """What ``print(model)`` shows: cells, genes, conditions and trained stages."""
+        """Cells, genes, conditions and trained stages, as ``print(model)`` shows them."""
         layer, controls = self.registry_["setup_args"].get("layer"), self.registry_["setup_args"]["control_values"]
         controls = self.recipes_.get("perturbation_flow", {}).get("control_values", controls)
         place = "X" if layer is None else f"layers[{layer!r}]"
