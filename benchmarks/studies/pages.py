@@ -101,7 +101,7 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     models.index = [f"{method}, {cells:,}" for method, cells in models.index]
     shown = pd.concat([of_real.set_axis([REAL]), models])
     costs = list(COSTS.values())
-    left_out = [*costs, "F1", "distance", "copies"]  # hardly differ
+    left_out = [*costs, "fold changes", "F1", "distance", "copies"]  # hardly differ
     columns = {name: name for name in shown if name not in left_out}
     quality = _table(shown, {name: name for name in shown.index}, columns, corner="training cells")
     minutes, peak = (wide[name].dropna().unstack("method").sort_index() for name in costs)
