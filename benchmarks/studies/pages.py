@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from benchmarks.quality.report import IN_SHORT
 from benchmarks.studies.end_to_end import costs_of
 from benchmarks.studies.known_world import GENERATED, GROUPS
 from benchmarks.studies.learning_curves import COSTS, columns_of, of_default_world
+from benchmarks.studies.left_open import ANSWERS, FIGURES, SHOWN
 from benchmarks.studies.perturbation import NAMES
 from benchmarks.studies.world import N_GENES
 from benchmarks.tables import REAL, markdown_table
@@ -134,6 +136,18 @@ def many_labels(table: pd.DataFrame) -> Blocks:
     return {(f"{GUIDE}/scldm.md", "many labels"): text}
 
 
+def left_open(table: pd.DataFrame) -> Blocks:
+    """Write the answers to each question: means over data sets and seeds."""
+    blocks = {}
+    for question, rows in table.groupby("question"):
+        means = rows.pivot_table(index="answer", columns="metric", values="value")
+        means.loc[REAL] = rows.groupby("metric")["real"].mean()
+        columns = {IN_SHORT.get(name, name): name for name in (*FIGURES[:4], *SHOWN[question])}
+        shown = {name: name for name in (REAL, *ANSWERS[question])}
+        blocks[f"{GUIDE}/left_open.md", f"left open: {question}"] = _table(means, shown, columns, corner=question)
+    return blocks
+
+
 def _table(
     values: pd.DataFrame,
     rows: Mapping[str, object],
@@ -158,4 +172,5 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "end_to_end": end_to_end,
     "learning_curves": learning_curves,
     "many_labels": many_labels,
+    "left_open": left_open,
 }
