@@ -142,7 +142,7 @@ def left_open(table: pd.DataFrame) -> Blocks:
     for question, rows in table.groupby("question"):
         means = rows.pivot_table(index="answer", columns="metric", values="value")
         means.loc[REAL] = rows.groupby("metric")["real"].mean()
-        columns = {IN_SHORT.get(name, name): name for name in (*FIGURES[:4], *SHOWN[question])}
+        columns = {IN_SHORT.get(name, name): name for name in (*FIGURES, *SHOWN[question])}
         shown = {name: name for name in (REAL, *ANSWERS[question])}
         blocks[f"{GUIDE}/left_open.md", f"left open: {question}"] = _table(means, shown, columns, corner=question)
     return blocks
