@@ -4,6 +4,7 @@
     python -m benchmarks.quality --datasets pbmc3k --seeds 0    # a part of it
     python -m benchmarks.quality --methods SCLDM 'wide={"class": "WBDIT", "width": 256}'    # other arguments of a model
     python -m benchmarks.quality --datasets pbmc3k:300          # 300 training cells
+    python -m benchmarks.quality --datasets kang_control_8donors:donor    # the cells of two donors are held out
     python -m benchmarks.quality --steps draw --folder FOLDER    # draw now, judge later with `--steps judge`
 
 Every method trains and draws in its own process with one torch thread, so its time and peak memory are its own. Its
@@ -75,7 +76,7 @@ def compare(chosen: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = options(__doc__, results=RESULTS, seeds=(0, 1, 2))
-    known = f"{', '.join(DATASETS)}; with `:300`, 300 training cells"
+    known = f"{', '.join(DATASETS)}; with `:300`, 300 training cells; with `:donor`, held-out donors"
     parser.add_argument("--datasets", nargs="+", default=[*SETS, "osmfish_cortex"], help=known)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"{KNOWN}; {', '.join(RIVALS)}")
     parser.add_argument("--steps", nargs="+", choices=["draw", "judge"], default=["draw", "judge"])

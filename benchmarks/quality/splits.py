@@ -12,7 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 
 from benchmarks.tables import ROOT
 
@@ -100,13 +100,16 @@ def most_variable(
     return np.sort(np.argsort(-variance)[:n_genes])
 
 
-def parse_dataset(text: str) -> tuple[str, int | None]:
-    """Return the name of a data set, and its number of training cells (None: all)."""
-    name, colon, size = text.partition(":")
-    if name not in DATASETS or (colon and not size.isdecimal()):
-        msg = f"`dataset` is {text!r}. Known: {list(DATASETS)}; add `:300` for 300 training cells."
+def parse_dataset(text: str) -> tuple[str, str]:
+    """Return the name of a data set, and its number of training cells or the key to split by (empty: neither)."""
+    name, _, part = text.partition(":")
+    if name not in DATASETS or not (part.isdecimal() or part in ("", *DATASETS[name].condition_keys)):
+        msg = (
+            f"`dataset` is {text!r}. Known: {list(DATASETS)}; add `:300` for 300 training cells, or a condition key, "
+            "as in `kang_control_8donors:donor`, to hold out all cells of some of its values."
+        )
         raise ValueError(msg)
-    return name, int(size) if size else None
+    return name, part
 
 
 def load(dataset: str) -> ad.AnnData:
@@ -147,9 +150,11 @@ def file_of(dataset: str) -> Path:
 
 
 def load_split(dataset: str, seed: int, *, n_genes: int | None = N_GENES) -> Split:
-    """Return the split of a data set, which may be made small, such as ``pbmc3k:300``."""
-    name, n_train = parse_dataset(dataset)
-    return split_cells(load(name), DATASETS[name].condition_keys, seed=seed, n_train=n_train, n_genes=n_genes)
+    """Return the split of a data set, which may be made small, or split by donors, see :func:`parse_dataset`."""
+    name, part = parse_dataset(dataset)
+    size, apart = (int(part), None) if part.isdecimal() else (None, part or None)
+    keys = tuple(key for key in DATASETS[name].condition_keys if key != apart)
+    return split_cells(load(name), keys, seed=seed, n_train=size, n_genes=n_genes, apart=apart)
 
 
 def split_cells(
@@ -161,16 +166,19 @@ def split_cells(
     held_out_share: float = 0.25,
     kept_genes: Sequence[str] = (),
     n_train: int | None = None,
+    apart: str | None = None,
 ) -> Split:
     """Hold out a share of the cells, stratified by label, and keep the genes that vary most in the others.
 
     Counts are in ``layers["counts"]``. `kept_genes` are kept however little they vary; names that the data lack are
-    ignored. Of `n_train` training cells, there are one or more of every label; None takes all that are not held out.
+    ignored. Of `n_train` training cells, there are one or more of every label; None takes all that are not held out. With
+    `apart`, a column of `obs`, all cells of a share of its values are held out, such as those of two of eight donors.
     """
     labels = pd.Series(join_labels(adata.obs, condition_keys))
     strata = labels.where(labels.map(labels.value_counts()) >= MIN_CELLS_PER_STRATUM, "rare")
-    splitter = StratifiedShuffleSplit(1, test_size=held_out_share, random_state=seed)
-    train, held_out = next(splitter.split(np.empty(len(strata)), strata))
+    splitter = (GroupShuffleSplit if apart else StratifiedShuffleSplit)(1, test_size=held_out_share, random_state=seed)
+    groups = adata.obs[apart] if apart else None
+    train, held_out = next(splitter.split(np.empty(len(strata)), strata, groups))
     spare = None
     if n_train is not None:
         if n_train >= len(train):

@@ -43,6 +43,16 @@ def test_few_training_cells_are_of_every_label_and_the_others_are_spare(cells, s
         splits.split_cells(cells, ("cell_type", "condition"), seed=0, n_train=300)
 
 
+def test_donors_are_held_out_as_wholes(cells):
+    cells.obs["donor"] = pd.Categorical([f"d{i % 8}" for i in range(cells.n_obs)])
+    split = splits.split_cells(cells, ("condition",), seed=0, n_genes=20, apart="donor")
+    assert (split.train.obs["donor"].nunique(), split.held_out.obs["donor"].nunique()) == (6, 2)
+    assert not set(split.train.obs["donor"]) & set(split.held_out.obs["donor"])
+    assert splits.parse_dataset("kang_control_8donors:donor") == ("kang_control_8donors", "donor")
+    with pytest.raises(ValueError, match="dataset"):
+        splits.parse_dataset("kang_control_8donors:sex")
+
+
 def test_the_best_is_bold_and_what_is_not_significantly_worse_has_a_mark():
     rng = np.random.default_rng(0)
     values = {"SCLDM": 0.4, "scVI": 0.5, "copula": 0.7}  # 0.5 is as good as it gets
