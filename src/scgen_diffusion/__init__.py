@@ -6,6 +6,8 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._version import VERSION as __version__
+
 if TYPE_CHECKING:
     from . import data, datasets, interpret, metrics, model, pl, report
 
@@ -15,16 +17,12 @@ __all__ = ["__version__", "data", "datasets", "interpret", "metrics", "model", "
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 # Imported on first use: PyTorch and scvi-tools take seconds to import, and the command line's help needs neither.
-_PARTS = {*__all__, "cli", "diffusion", "generation", "module", "nn", "perturbation", "train"} - {"__version__"}
+_PARTS = (*__all__, "cli", "diffusion", "generation", "module", "nn", "perturbation", "train")
 
 
 def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return import_module(f".{name}", __name__)
-    if name == "__version__":
-        from ._version import VERSION
-
-        return VERSION
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 

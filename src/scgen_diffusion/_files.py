@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_WRITABLE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 OLD = "old"  # what is being replaced, beside what replaces it
 
 

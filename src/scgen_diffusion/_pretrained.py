@@ -1,7 +1,4 @@
-"""The trained models that come with the package, and the folder that a name or path stands for.
-
-The command line imports it before PyTorch, so it imports little.
-"""
+"""The trained models that come with the package, and the folder that a name or path stands for."""
 
 from __future__ import annotations
 

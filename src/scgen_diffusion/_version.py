@@ -1,4 +1,4 @@
-"""Version of the installed package. To read it takes a millisecond."""
+"""Version of the installed package."""
 
 from importlib.metadata import PackageNotFoundError, version
 
