@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
     from scvi.model.base import BaseModelClass
 
-EXIT_CODE_OF_SIGTERM = 143  # as of a shell
+TERMINATED = 143  # exit code after SIGTERM, as of a shell
 
 
 def respect_thread_limit() -> None:
@@ -57,7 +57,7 @@ def ending_by_signals(trainer: pl.Trainer) -> Iterator[None]:
     After SIGTERM, Lightning would go on, and end as if all were well; after Ctrl-C, it raises SystemExit, and would
     ignore Ctrl-C from then on.
     """
-    trainer._signal_connector._sigterm_notifier_fn = _exit
+    trainer._signal_connector._sigterm_notifier_fn = lambda *_: sys.exit(TERMINATED)
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -66,10 +66,6 @@ def ending_by_signals(trainer: pl.Trainer) -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from end
-
-
-def _exit(*_: object) -> NoReturn:
-    sys.exit(EXIT_CODE_OF_SIGTERM)
 
 
 def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:

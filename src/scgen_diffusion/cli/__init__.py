@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scgen_diffusion._compat import TERMINATED
 from scgen_diffusion._version import VERSION
 
 from ._judging import evaluate, report
 from ._models import generate, info, predict, train
-from ._terminal import PROGRAM, TERMINATED
+from ._terminal import PROGRAM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ import click
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import remove, write_atomically
 
-from ._options import FILE, NEW, Keyed, command, existing_file, flag, option, pick, setting, value
+from ._options import FILE, NEW, Keyed, command, flag, option, pick, setting, value
 from ._tables import CELLS, MUDATA, check_place, of_model, read_cells, read_table, select_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SETUP = [
     option("--continuous-condition continuous_condition_keys", "Column or array of numbers.", multiple=True),
     option("--set-condition set_condition_keys", "Column of sets such as A+B.", Keyed("COLUMN[=SEPARATOR]")),
     option("--control control_values", "Value of unperturbed cells in a column.", Keyed(read=value)),
-    option("--condition-embedding condition_embeddings", "Table of a column's vectors.", Keyed(read=existing_file)),
+    option("--condition-embedding condition_embeddings", "Table of a column's vectors.", Keyed(read=FILE)),
     option("--unlabeled-category", "Value of cells without a label, which train too; so do missing ones."),
     option("--modality modalities", "Modality of .h5mu, and its likelihood.", Keyed("NAME[=LIKELIHOOD]")),
     option("--shared-genes genes", "Use the genes that all files have.", is_flag=True, flag_value="shared"),

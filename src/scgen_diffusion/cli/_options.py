@@ -18,11 +18,6 @@ FILE = click.Path(exists=True, readable=True, path_type=Path)
 NEW = click.Path(path_type=Path)
 
 
-def existing_file(text: str) -> Path:
-    """Return the path of a file that exists."""
-    return FILE.convert(text, None, None)
-
-
 def value(text: str) -> Any:
     """Read a number, a truth value, a list or text in quotes as TOML; anything else is text as it is."""
     try:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._compat import TERMINATED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 PROGRAM = "scgen-diffusion"
 PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
-FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes
+FAILED, WRONG_REQUEST, INTERRUPTED = 1, 2, 130  # exit codes
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 
