@@ -41,12 +41,16 @@ from ._condition_setup import (
 from ._conditions import Conditions
 from ._matrices import JoinedMatrix, read_rows
 from ._registered_cells import digest_of_cells, sampled_rows
-from ._windows import WINDOW_SIZE, Batches, WindowLoader
+from ._windows import WINDOW_SIZE, WindowLoader
 
 if TYPE_CHECKING:
+    from torch.utils.data import Sampler
+
     from ._anndata_file import AnnDataFile
     from ._condition_keys import ConditionKey
     from ._matrices import FileMatrix
+
+ARGUMENTS = ("values", "modalities", "layer", "layers", "control_values")  # that cells and their model share
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One file of cells, or several."""
@@ -283,7 +287,7 @@ class CellFiles:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
         return complete_columns(self._read_conditions(names), names)
 
-    def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
+    def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Sampler | None = None) -> WindowLoader:
         """Return a loader of batches of dense expression and conditions, by their names in the registry.
 
         Parameters
@@ -293,7 +297,7 @@ class CellFiles:
         batch_size
             Cells per batch.
         batches
-            Seed, epoch and process of a training stage; default: ``indices`` in order.
+            As in :class:`WindowLoader`; default: ``indices`` in order.
         """
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, window_size=self.window_size)
@@ -333,9 +337,6 @@ class ComparedFiles(CellFiles):
 
     def _check_cells(self, matrices: Sequence[FileMatrix]) -> np.ndarray:
         return np.zeros(0)
-
-
-ARGUMENTS = ("values", "modalities", "layer", "layers", "control_values")  # that cells and their model share
 
 
 # --- genes and arrays of several files --------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ Rows: TypeAlias = np.ndarray | sp.csr_matrix
 CHUNK = 4096  # rows checked together, so that backed files are never read whole
 BLOCK_SIZE, LARGEST_BLOCK = 128, 512  # a window of the usual size mixes at least 32 blocks
 LARGEST_GAP = 16  # gaps of at most so many rows are read and dropped instead of skipped
+VALUES = "The matrix of values"  # name of a matrix in errors that users do not know by another
 
 
 def to_csr(expression: Any, name: str = "X") -> sp.csr_matrix:
@@ -57,13 +58,12 @@ def check_storage(matrix: Any, where: str) -> None:
 
 def check_structure(matrix: Any, where: str) -> None:
     """Raise if rows or columns of a sparse matrix in memory point outside of it: SciPy trusts them, and crashes."""
-    if not (sp.issparse(matrix) and matrix.format in ("csr", "csc")):
-        return
-    with explain_failed_read(f"{where} is damaged"):
-        matrix.check_format()
-        if (np.diff(matrix.indptr) < 0).any():  # which SciPy does not see if the last one is zero
-            msg = "the ends of its rows fall"
-            raise ValueError(msg)
+    if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+        with explain_failed_read(f"{where} is damaged"):
+            matrix.check_format()
+            if (np.diff(matrix.indptr) < 0).any():  # which SciPy does not see if the last one is zero
+                msg = "the ends of its rows fall"
+                raise ValueError(msg)
 
 
 def row_sums(matrix: Any, where: str) -> np.ndarray:
@@ -187,10 +187,10 @@ class JoinedMatrix:
         return stack_rows(read)
 
 
-def read_rows(matrix: Any, rows: np.ndarray, name: str = "The matrix of values") -> Rows:
+def read_rows(matrix: Any, rows: np.ndarray) -> Rows:
     """Return rows of a matrix in memory, in a file, or in several joined ones, in the given order."""
     if is_in_file(matrix):
-        matrix = JoinedMatrix([FileMatrix(matrix, name)])
+        matrix = JoinedMatrix([FileMatrix(matrix, VALUES)])
     if not isinstance(matrix, JoinedMatrix):
         return matrix[rows]
     distinct, positions = np.unique(rows, return_inverse=True)
@@ -208,8 +208,6 @@ def stack_rows(parts: Sequence[Rows]) -> Rows:
 
 def dense(rows: Rows) -> np.ndarray:
     """Return rows as an array of float32."""
-    if isinstance(rows, np.ndarray):
-        return rows.astype(np.float32, copy=False)
-    if not sp.issparse(rows):  # such as an array of dask
-        return np.asarray(rows, dtype=np.float32)
-    return rows.astype(np.float32, copy=False).toarray()
+    if sp.issparse(rows):
+        return rows.astype(np.float32, copy=False).toarray()
+    return np.asarray(rows, dtype=np.float32)  # also of an array of dask

@@ -22,7 +22,7 @@ from ._condition_setup import (
     registered_keys,
 )
 from ._gene_names import check_same_genes
-from ._matrices import FileMatrix, JoinedMatrix, Rows, dense, is_in_file, read_rows, row_sums
+from ._matrices import VALUES, FileMatrix, JoinedMatrix, Rows, dense, is_in_file, read_rows, row_sums
 from ._mudata import JOINED
 from ._plain import digest_of
 from ._windows import WindowLoader, batch_of
@@ -34,10 +34,8 @@ if TYPE_CHECKING:
     from mudata import MuData
     from scvi.data import AnnDataManager
     from torch import Tensor
+    from torch.utils.data import Sampler
 
-    from ._windows import Batches
-
-VALUES = "The matrix of values"
 N_RUNS, LENGTH_OF_RUN = 32, 8  # runs of neighbouring cells whose values enter the digest
 
 
@@ -87,7 +85,7 @@ class GivenCells:
         return batch_of(self.matrix[rows], self.codes[rows])
 
     def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
+        self, indices: np.ndarray | None, batch_size: int, *, batches: Sampler | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return a loader of the cells, in the order of ``batches`` or ``indices``; it reads files by windows."""
         rows = np.arange(self.n_cells) if indices is None else np.asarray(indices)

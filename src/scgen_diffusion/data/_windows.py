@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,23 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+    from torch.utils.data import Sampler
 
     from ._matrices import JoinedMatrix, Rows
 
 WINDOW_SIZE = 16_384
-
-
-class Batches(Protocol):
-    """Order of the cells of a training stage, and the share of this process."""
-
-    seed: int | None
-    pass_number: int
-    first_batch: int
-    rank: int
-    n_processes: int
-
-    def __len__(self) -> int:
-        """Return the number of batches to read, from ``first_batch`` of the pass on."""
 
 
 class WindowLoader:
@@ -54,7 +42,8 @@ class WindowLoader:
     batch_size
         Cells per batch.
     batches
-        Seed, pass and process of a training stage; default: all cells in the given order.
+        The :class:`~scgen_diffusion.train.EpochBatches` of a training stage, of which seed, pass, first batch and
+        process count; default: all cells in the given order.
     window_size
         Cells in memory together, rounded down to whole batches, at least one.
     """
@@ -67,7 +56,7 @@ class WindowLoader:
         codes: np.ndarray,
         indices: np.ndarray,
         batch_size: int,
-        batches: Batches | None = None,
+        batches: Sampler | None = None,
         *,
         window_size: int = WINDOW_SIZE,
     ) -> None:
