@@ -14,7 +14,7 @@ from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, list_first
 
-from ._matrices import check_structure, chunk_sums, chunks, to_csr
+from ._matrices import chunk_sums, chunks, to_csr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,11 +44,15 @@ def expression_totals(
     KeyError
         If there is no such layer.
     ValueError
-        For duplicate genes, values that are NaN, infinite or negative, fractional counts (with advice), and logarithms
-        that are integers, too large or not natural by ``uns["log1p"]``.
+        For no cells or genes, gene names that are not text or not unique, values that are NaN, infinite or negative,
+        fractional counts (with advice), and logarithms that are integers, too large or not natural by ``uns["log1p"]``.
     """
     where = check_layer(adata, layer, owner)
-    check_shape(adata, where, owner)
+    check_size(adata.shape, where)
+    if numbers := [name for name in adata.var_names if not isinstance(name, str)]:
+        msg = f"{owner}.var_names must be text, but found {numbers[0]!r}; convert them: .astype(str)."
+        raise ValueError(msg)
+    check_unique_names(adata.var_names, f"{owner}.var_names")
     matrix = values_in(adata, layer)
     if matrix is None:
         msg = f"{where} is empty. {advice}"
@@ -63,7 +67,6 @@ def expression_totals(
 
 def are_whole_numbers(matrix: Any) -> bool:
     """Return whether the values of the first rows are whole numbers: counts, whatever ``uns["log1p"]`` says."""
-    check_structure(matrix, "X")
     found = to_csr(matrix[:N_CELLS_CHECKED]).data
     return len(found) > 0 and not (found % 1).any()
 
@@ -196,15 +199,6 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
     if empty.any():
         msg = f"{where} has cells without any count: {list_first(names[empty])}. Remove them (scanpy.pp.filter_cells)."
         raise ValueError(msg)
-
-
-def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
-    """Raise unless there are cells and genes, whose names are unique texts."""
-    check_size(adata.shape, where)
-    if numbers := [name for name in adata.var_names if not isinstance(name, str)]:
-        msg = f"{owner}.var_names must be text, but found {numbers[0]!r}; convert them: .astype(str)."
-        raise ValueError(msg)
-    check_unique_names(adata.var_names, f"{owner}.var_names")
 
 
 def check_unique_names(names: pd.Index, where: str) -> None:

@@ -159,10 +159,7 @@ class ConditionSetup:
         known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
         return [
             *(CategoricalKey.of(name, values[name], *known[name], unlabeled) for name in self.condition_keys),
-            *(
-                ContinuousKey.of(name, values[name], self.control_values.get(name))
-                for name in self.continuous_condition_keys
-            ),
+            *(ContinuousKey.of(name, values[name], known[name][0]) for name in self.continuous_condition_keys),
             *(SetKey.of(name, values[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
         ]
 
@@ -194,7 +191,6 @@ class ConditionField(BaseAnnDataField):
 
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
         """Learn the keys and write the codes; scvi-tools repeats this if the cells were set up for another model."""
-        super().register_field(adata)
         if self.by_key is None:
             self.by_key = self.setup.keys_of(adata)
         return self._write(adata, self.by_key)

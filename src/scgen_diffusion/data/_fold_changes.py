@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scgen_diffusion._arguments import known_names, list_first
+from scgen_diffusion._arguments import known_names
 
-from ._checks import check_expression, check_is_anndata, obs_column, resolve_seed, values_in
+from ._checks import check_expression, check_is_anndata, check_unique_names, obs_column, resolve_seed, values_in
 from ._generated import PROVENANCE_KEY
 from ._labels import as_labels
 from ._matrices import to_csr
@@ -126,9 +126,7 @@ def _check_changes(changes: pd.DataFrame, groups: Sequence[str], genes: pd.Index
         if len(unknown := names.difference(known, sort=False)):
             msg = f"`log2_fold_changes` names the unknown {what} {unknown[0]!r}. {known_names(unknown[0], known)}"
             raise KeyError(msg)
-        if not names.is_unique:
-            msg = f"`log2_fold_changes` names a {what} twice: {list_first(names[names.duplicated()].unique())}."
-            raise ValueError(msg)
+        check_unique_names(names, f"`log2_fold_changes` ({what}s)")
     values = changes.astype(float)
     if not np.isfinite(values.to_numpy()).all():
         msg = "`log2_fold_changes` must be finite. Leave genes without a change out."

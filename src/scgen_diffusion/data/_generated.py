@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -59,9 +58,10 @@ def build_mudata(
 
     ``obs``, ``obsm`` and provenance are in the MuData and in each modality, so that modalities can be used alone.
     """
-    parts, ends = {}, accumulate(map(len, variables.values()), initial=0)
-    for name, own in zip(variables, (slice(*part) for part in pairwise(ends)), strict=True):
-        parts[name] = build_anndata(x[:, own], obs.copy(), variables[name], provenance, obsm)
+    parts, start = {}, 0
+    for name, var in variables.items():
+        parts[name] = build_anndata(x[:, start : start + len(var)], obs.copy(), var, provenance, obsm)
+        start += len(var)
     mdata = mudata_of(parts)
     mdata.obs = obs.assign(**{SYNTHETIC: True})
     mdata.obsm.update(obsm or {})

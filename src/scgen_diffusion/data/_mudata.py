@@ -95,8 +95,8 @@ def resolve_modalities(
     check_modalities(mdata, given, chosen)
     likelihoods = {}
     for name, likelihood in given.items():
-        is_binary = not exceeds_one(values_in(mdata[name], chosen[name]), name)
-        likelihoods[name] = likelihood or ("bernoulli" if is_binary else "negative_binomial")
+        is_count = likelihood is None and exceeds_one(values_in(mdata[name], chosen[name]), name)
+        likelihoods[name] = likelihood or ("negative_binomial" if is_count else "bernoulli")
     return likelihoods, chosen
 
 

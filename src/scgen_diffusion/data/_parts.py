@@ -49,7 +49,7 @@ def join_parts(
     parts: Sequence[Path],
     path: Path,
     record: Mapping[str, Any],
-    merge: Callable[[Iterator[dict[str, Any]]], Mapping[str, Any]] = next,
+    merge: Callable[[Iterator[dict[str, Any]]], Mapping[str, Any]],
 ) -> None:
     """Join the cells of several parts in one file, with all tables and the values of one part in memory.
 
@@ -62,7 +62,7 @@ def join_parts(
     record
         The request, for :func:`read_record`; written last.
     merge
-        Makes the ``uns`` of the file from those of the parts, which it gets one by one. Default: that of the first.
+        Makes the ``uns`` of the file from those of the parts, which it gets one by one.
     """
     obs = _stack_tables(list(_read(parts, "obs")))
     arrays = list(_read(parts, "obsm"))
