@@ -117,7 +117,7 @@ def values_in(cells: AnnData, layer: str | None) -> Any:
 
 def layer_of(cells: AnnData, layer: str | None) -> str | None:
     """Return the layer if the cells have it, else None: generated cells have their counts in ``X``."""
-    return layer if layer is not None and layer in cells.layers else None
+    return layer if layer in cells.layers else None
 
 
 def layer_names(adata: AnnData) -> list[str]:

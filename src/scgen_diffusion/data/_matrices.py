@@ -62,7 +62,7 @@ def check_structure(matrix: Any, where: str) -> None:
         with explain_failed_read(f"{where} is damaged"):
             matrix.check_format()
             if (np.diff(matrix.indptr) < 0).any():  # which SciPy does not see if the last one is zero
-                msg = "the ends of its rows fall"
+                msg = "its `indptr` decreases"
                 raise ValueError(msg)
 
 

@@ -129,9 +129,7 @@ class RegisteredCells(GivenCells):
     @property
     def codes(self) -> np.ndarray:
         """The registered condition codes, ``(cells, columns)``."""
-        if not self.by_key:
-            return np.zeros((self.n_cells, 0))
-        if not was_set_up_last(self.manager):
+        if not self.by_key or not was_set_up_last(self.manager):
             return encode_conditions(self.cells, self.by_key)
         return np.asarray(self.manager.get_from_registry(CONDITIONS), dtype=float)
 
