@@ -206,8 +206,8 @@ def stack_rows(parts: Sequence[Rows]) -> Rows:
     return np.concatenate(parts)
 
 
-def dense(rows: Rows) -> np.ndarray:
-    """Return rows as an array of float32."""
+def dense(rows: Any) -> np.ndarray:
+    """Return rows, also those of an array of dask, as an array of float32."""
     if sp.issparse(rows):
         return rows.astype(np.float32, copy=False).toarray()
-    return np.asarray(rows, dtype=np.float32)  # also of an array of dask
+    return np.asarray(rows, dtype=np.float32)
