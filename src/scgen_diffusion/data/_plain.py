@@ -45,11 +45,7 @@ def to_plain(value: Any) -> Any:
 
 def to_array(plain: torch.Tensor | list[Any]) -> np.ndarray:
     """Rebuild an array from a tensor or a list of :func:`to_plain`."""
-    if isinstance(plain, torch.Tensor):
-        return plain.numpy()
-    array = np.empty(len(plain), dtype=object)
-    array[:] = plain
-    return array
+    return plain.numpy() if isinstance(plain, torch.Tensor) else np.array(plain, dtype=object)
 
 
 def to_table(plain: Mapping[str, Any]) -> pd.DataFrame:
