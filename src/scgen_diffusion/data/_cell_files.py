@@ -181,7 +181,8 @@ class CellFiles:
             self.var, matrices = matrices_of_genes(self.files, self.layer, genes)
             self.matrix = JoinedMatrix(matrices)
             self._totals = self._check_cells(matrices)
-            cells = self._read_conditions(setup.names, setup.continuous_condition_keys)
+            obsm = read_arrays(self.files, setup.continuous_condition_keys)
+            cells = ReadTables(self.read_columns(name for name in setup.names if name not in obsm), obsm)
             if by_key is None:
                 by_key = setup.keys_of(cells)
             elif new_values:
@@ -203,11 +204,6 @@ class CellFiles:
                 check_not_empty(totals, file.names, matrix.name)
             found.append(totals)
         return np.concatenate(found)
-
-    def _read_conditions(self, names: Sequence[str], numbers: Sequence[str] = ()) -> ReadTables:
-        """Read columns and arrays of all cells."""
-        obsm = read_arrays(self.files, numbers)
-        return ReadTables(self.read_columns([name for name in names if name not in obsm]), obsm)
 
     def read_columns(self, names: Iterable[str]) -> pd.DataFrame:
         """Read columns of ``obs``; classes are the union over files, and text becomes classes.
@@ -285,7 +281,7 @@ class CellFiles:
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
-        return complete_columns(self._read_conditions(names), names)
+        return complete_columns(ReadTables(self.read_columns(names), {}), names)
 
     def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Sampler | None = None) -> WindowLoader:
         """Return a loader of batches of dense expression and conditions, by their names in the registry.
