@@ -42,8 +42,8 @@ class WindowLoader:
     batch_size
         Cells per batch.
     batches
-        The :class:`~scgen_diffusion.train.EpochBatches` of a training stage, of which seed, pass, first batch and
-        process count; default: all cells in the given order.
+        The :class:`~scgen_diffusion.train.EpochBatches` of a training stage, of which seed, pass, first batch, length
+        and process are used; default: all cells in the given order.
     window_size
         Cells in memory together, rounded down to whole batches, at least one.
     """
