@@ -282,13 +282,14 @@ def test_changes_are_taken_within_donors_that_are_groups():
 
 
 def test_training_cells_of_unknown_noise_vary_as_those_of_other_perturbations_do():
-    def trained(n_cells, variance):
-        return GeneMoments(np.zeros(1), np.array([variance]), n_cells), ""
+    def moments(n_cells, variance):
+        return GeneMoments(np.zeros(1), np.array([variance]), n_cells)
 
-    control = {"": GeneMoments(np.zeros(1), np.ones(1), 9)}
-    found = Shift.of([trained(4, 0.4), trained(1, 0.0), trained(2, 0.6)], control, weight=1 / 3)
+    control = {"": moments(9, 1.0)}
+    trained = {("A", ""): moments(4, 0.4), ("B", ""): moments(1, 0.0), ("C", ""): moments(2, 0.6)}
+    found = Shift.of(trained, control, weight=1 / 3)
     assert found.noise == pytest.approx((0.1 + 0.5 + 0.3) / 9)
-    alone = Shift.of([trained(1, 0.0)], control)
+    alone = Shift.of({("B", ""): moments(1, 0.0)}, control)
     assert np.isnan(alone.noise)
 
 
@@ -311,9 +312,14 @@ def test_a_shift_has_the_noise_of_the_cells_that_it_comes_from():
         return GeneMoments(np.ones(3), np.full(3, 50.0), 50, np.full(3, noise))
 
     controls = {"x": one(1.0), "y": one(10.0)}
-    trained = [(one(2.0), "x"), (one(4.0), "x")]
+    trained = {("A", "x"): one(2.0), ("B", "x"): one(4.0)}
     for shift, group, noise, control_share in (
-        (Shift.of(trained[:1], controls), "x", 2, 0),  # the mean is that of the training cells, and control cancels
+        (
+            Shift.of({("A", "x"): one(2.0)}, controls),
+            "x",
+            2,
+            0,
+        ),  # the mean is that of the training cells, and control cancels
         (Shift.of(trained, controls), "x", 2 + 4 + 1, -1),
         (Shift.of(trained, controls, weight=0.5), "y", (2 + 4) / 4 + 1 + 10, 1),
     ):

@@ -213,7 +213,7 @@ _metric("Genes", "lower", scopes=GROUPS, min_features=FEW_FEATURES, limits=Limit
 def _on_correlated_genes(function: Callable[..., float], comparison: CellComparison) -> float:
     values = comparison.once(CellComparison.gene_values, N_CORRELATED_GENES)
     if values[0].shape[1] < 2:  # a modality of one feature
-        return float("nan")
+        return np.nan
     return function(*values, comparison.real.labels, comparison.synthetic.labels)
 
 
@@ -286,7 +286,7 @@ def _marker_table(comparison: CellComparison) -> pd.DataFrame:
 def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
     """Return the mean over labels; NaN if it is unknown for a label that is missing: the rest would look perfect."""
     is_unknown = table.loc[table["n_synthetic"] == 0, column].isna().any()
-    return float("nan") if is_unknown else float(table[column].mean())
+    return np.nan if is_unknown else float(table[column].mean())
 
 
 _OF_LABELS = {"needs": ("groupby",), "most_share_difference": OTHER_SHARES}
@@ -330,7 +330,7 @@ def mmd_per_label(comparison: CellComparison) -> float:
         for name in sizes.index[sizes >= MIN_CELLS_PER_LABEL]
     ]
     if not pairs or min(len(side) for pair in pairs for side in pair) < 2:  # a mean of the rest would look perfect
-        return float("nan")
+        return np.nan
     return float(np.mean([squared_mmd(*sides) for sides in pairs]))
 
 
@@ -510,7 +510,7 @@ _effect_metric(_perturbation.mean_change_correlation, "higher", CORRELATION, n_t
 def specific_change_correlation(comparison: Prediction) -> float:
     """Correlation of changes against the mean response to training perturbations (Systema). Misses their size."""
     if comparison.mean_response is None:  # no training perturbation has control cells
-        return float("nan")
+        return np.nan
     reference = comparison.mean_response.mean
     return _genes.correlation(*(side.mean - reference for side in (comparison.real, comparison.synthetic)))
 

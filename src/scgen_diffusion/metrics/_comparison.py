@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from scgen_diffusion._arguments import check_count
-
 from ._cells import stacked
 from ._safety import relative_nearness
 
@@ -26,14 +24,12 @@ T = TypeVar("T")
 ALL = "all"
 FIGURES = ("value", "real", "shuffled", "low", "high")  # columns of the table with numbers
 COLUMNS = ("metric", "group", *FIGURES, "better")
-UNKNOWN = float("nan")
 QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 MIN_CELLS = 50  # of a set, or of a pair of modalities: halves of fewer correlate by chance
 MIN_CELLS_PER_GROUP = 30  # on either side, with which Welch's t is almost normal
 #: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain. If fewer are drawn on a
 #: side, labels get cells of their own.
 MIN_CELLS_PER_LABEL = 20
-MIN_CELLS_OF_MARKERS = 10  # of a label on either side
 MIN_CELLS_PER_PERTURBATION = 2
 N_CORRELATED_GENES = 100
 PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
@@ -49,13 +45,6 @@ class Draws:
     n_repeats: int
     n_bootstrap: int
     seed: int
-
-    def check(self, min_cells: int) -> None:
-        """Raise if a number is not allowed."""
-        check_count("max_cells", self.max_cells, least=min_cells)
-        check_count("n_repeats", self.n_repeats, least=0)
-        check_count("seed", self.seed, least=0, most=2**32 - 1)  # the range of scikit-learn's seeds
-        check_count("n_bootstrap", self.n_bootstrap, least=0)
 
 
 @dataclass(frozen=True)
@@ -154,10 +143,9 @@ class AllCells:
         Infinite for cells of so few genes that chance makes others like them. Third come real ones with these, too.
         """
         n_train, found = len(self.train.pcs), []
+        most = max(PAIRS // n_train, LEAST_MEASURED)
         for side in (self.real, self.synthetic):
-            rows = np.random.default_rng([self.seed, 4]).permutation(len(side.pcs))[
-                : max(PAIRS // n_train, LEAST_MEASURED)
-            ]
+            rows = np.random.default_rng([self.seed, 4]).permutation(len(side.pcs))[:most]
             near = relative_nearness(side.pcs[rows], self.train.pcs)
             is_chance = side.chance[rows] * len(rows) * n_train > UNLIKELY
             found.append((np.where(is_chance, np.inf, near), near))
@@ -222,7 +210,7 @@ class CellComparison(Comparison):
     real: Sample
     synthetic: Sample
     genes: NDArray[np.intp] | None = None
-    squared_scale: float = UNKNOWN
+    squared_scale: float = np.nan
     all_cells: AllCells | None = None
     released: NDArray[np.float32] | None = None
     seed: int = 0
@@ -333,7 +321,7 @@ class Metric:
     limits_in_group: Limits | None = None
     most_share_difference: float = np.inf
     by_group: Callable[[Any], Mapping[str, float]] | None = None
-    absent: float = UNKNOWN
+    absent: float = np.nan
     of_all: bool = False
     widening: float = 1.0
     min_features: int = 0
@@ -362,22 +350,19 @@ class Context:
         Real pairs for the metrics of memorisation: both sides are held-out cells.
     halves
         Half-samples of ``value``, for the interval.
-    all_cells
-        What is known of all cells, for metrics that look for copies.
     """
 
     comparisons: Mapping[str, Sequence[Comparison]]
     held_out_pairs: Sequence[Comparison] = ()
     halves: Sequence[Comparison] = ()
-    all_cells: AllCells | None = None
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
         """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
         if metric.of_all:
-            share, usual = metric.measure(self.all_cells)
+            share, usual = metric.measure(self.comparisons["value"][0].all_cells)
             usual = usual if self.comparisons["real"] else ()
-            figures = {"value": share.value, "real": usual[0].value if usual else UNKNOWN}
-            low, high = share_interval(share, usual) if self.halves else (UNKNOWN, UNKNOWN)
+            figures = {"value": share.value, "real": usual[0].value if usual else np.nan}
+            low, high = share_interval(share, usual) if self.halves else (np.nan, np.nan)
         else:
             measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, metric.absent)
             comparisons = dict(self.comparisons)
@@ -424,7 +409,7 @@ def interval(
     known = np.asarray(halves, dtype=float)
     known = known[np.isfinite(known)]
     if len(known) < 2 or not np.isfinite(value):
-        return UNKNOWN, UNKNOWN
+        return np.nan, np.nan
     reach = stdtrit(len(known) - 1, 0.975) * widening * known.std(ddof=1)
     return float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1]))
 
@@ -445,4 +430,4 @@ def share_interval(share: Share, usual: Sequence[Share]) -> tuple[float, float]:
 def _mean(values: Sequence[float]) -> float:
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
-    return float(known.mean()) if len(known) else UNKNOWN
+    return float(known.mean()) if len(known) else np.nan

@@ -11,17 +11,11 @@ from anndata import AnnData
 from mudata import MuData
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import as_list, known_names, list_first, warn_user
+from scgen_diffusion._arguments import as_list, check_count, known_names, list_first, warn_user
 from scgen_diffusion.data import PROVENANCE_KEY, SEPARATOR, CellFiles, as_labels, check_is_anndata, to_csr
 
 from ._catalogue import CATALOGUE, choose_metrics, leaked_share
-from ._cells import (
-    Cells,
-    ComparisonSpace,
-    Source,
-    check_same_number_of_genes,
-    labels_of,
-)
+from ._cells import Cells, ComparisonSpace, Source, check_same_number_of_genes, labels_of
 from ._comparison import (
     ALL,
     FIGURES,
@@ -33,14 +27,7 @@ from ._comparison import (
     table_of,
 )
 from ._genes import count_labels
-from ._modalities import (
-    choose_scale,
-    common_modalities,
-    joint_sources,
-    modality_cells,
-    pair_context,
-    paired_cells,
-)
+from ._modalities import choose_scale, common_modalities, joint_sources, modality_cells, pair_context, paired_cells
 from ._perturbation import Perturbed, check_perturbed, control_share_of, parts_of, perturbation_contexts
 from ._pools import draw_pools, make_context
 
@@ -223,8 +210,11 @@ def evaluate(
     if PROVENANCE_KEY in getattr(real_test, "uns", ()) and PROVENANCE_KEY not in getattr(synthetic, "uns", ()):
         msg = "`real_test` holds generated cells, and `synthetic` does not; the real cells come first."
         raise ValueError(msg)
+    check_count("max_cells", max_cells, least=MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
+    check_count("n_repeats", n_repeats, least=0)
+    check_count("seed", seed, least=0, most=2**32 - 1)  # the range of scikit-learn's seeds
+    check_count("n_bootstrap", n_bootstrap, least=0)
     draws = Draws(max_cells, n_repeats, n_bootstrap, seed)
-    draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
     names = None if metrics is None else as_list(metrics)
     if unknown := [name for name in names or () if name not in CATALOGUE]:
         msg = f"`metrics` has the unknown name {unknown[0]!r}. {known_names(unknown[0], list(CATALOGUE))}"
@@ -398,9 +388,7 @@ def check_sources(
             msg = f"`{name}` has {len(source)} cells; there must be {least} or more."
             raise ValueError(msg)
         source.read(np.arange(min(N_CELLS_CHECKED, len(source))))  # raises if the values are not allowed
-        if source.labels is None:
-            continue
-        if not np.isin(source.labels, real.labels).any():
+        if source.labels is not None and not np.isin(source.labels, real.labels).any():
             found, known = (list_first(np.unique(side.labels)) for side in (source, real))
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)

@@ -13,13 +13,15 @@ from scipy.ndimage import median_filter
 from scipy.stats import ks_2samp
 
 from ._cells import Cells, Expression, expression_of, labels_of, means, pair_of_expressions, shares_expressed, variances
-from ._comparison import ALL, MIN_CELLS_OF_MARKERS, MIN_CELLS_PER_GROUP
+from ._comparison import ALL, MIN_CELLS_PER_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
+MIN_CELLS_OF_MARKERS = 10  # of a label on either side
+ROUNDING_ERROR = 1e-12  # squared standard errors below this come from rounding
 MIN_VARIANCE = 1e-8  # treated as no variance: less than one count in a million cells
 N_DIVISIONS = 5  # of real cells into halves, whose correlations are compared
 N_DEVIATIONS = 2  # by which what halves have in common must exceed 0
@@ -114,7 +116,7 @@ def mean_variance_error(real: Cells | Expression, synthetic: Cells | Expression,
     of_real, of_synthetic = map(gene_statistics, pair_of_expressions(real, synthetic, layer))
     vary = (of_real["variance"] > MIN_VARIANCE).to_numpy()
     if not vary.any():
-        return float("nan")
+        return np.nan
     of_real, of_synthetic = of_real[vary], of_synthetic[vary]
     ordered = of_real.sort_values("mean", kind="stable")
     n_neighbours = 2 * (len(ordered) // (2 * TREND_SHARE)) + 1
@@ -232,7 +234,7 @@ def gene_correlation_slope(
     labels = np.zeros(len(real_values)) if real_labels is None else np.asarray(real_labels)
     in_common = [_shared_correlation(real_values, labels, seed) for seed in range(N_DIVISIONS)]
     if np.mean(in_common) <= N_DEVIATIONS * np.std(in_common, ddof=1):
-        return float("nan")
+        return np.nan
     real = gene_correlations(real_values, real_labels)
     return float(real @ gene_correlations(synthetic_values, synthetic_labels) / np.mean(in_common))
 
@@ -276,7 +278,7 @@ def library_size_ks(real: Cells | Expression, synthetic: Cells | Expression, *, 
     """
     sizes = [cells.library_sizes for cells in pair_of_expressions(real, synthetic, layer)]
     if any(own is None for own in sizes):
-        return float("nan")
+        return np.nan
     return float(ks_2samp(*sizes, method="asymp").statistic)
 
 
@@ -285,9 +287,6 @@ def correlation(a: NDArray, b: NDArray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
-
-
-ROUNDING_ERROR = 1e-12  # squared standard errors below this come from rounding
 
 
 def gene_differences(
@@ -493,7 +492,7 @@ def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_ge
         changes, synthetic_changes = (side.changes.loc[label].to_numpy()[union] for side in (real, synthetic))
         row["overlap"] = len(np.intersect1d(markers, synthetic_markers)) / len(markers)
         squared = changes @ changes
-        row["slope"] = changes @ synthetic_changes / squared if squared > 0 else float("nan")
+        row["slope"] = changes @ synthetic_changes / squared if squared > 0 else np.nan
         row["correlation"] = correlation(changes, synthetic_changes)
     columns = ["n_real", "n_synthetic", "overlap", "slope", "correlation"]
     return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="label", dtype=object), columns=columns)

@@ -28,12 +28,12 @@ from tqdm.auto import tqdm
 from scgen_diffusion.data import OF_CONTROL, SEPARATOR
 
 from ._cells import means, pair_of_expressions, stacked, variances
-from ._comparison import ALL, MIN_CELLS_PER_PERTURBATION, UNKNOWN, Comparison, Context
+from ._comparison import ALL, MIN_CELLS_PER_PERTURBATION, Comparison, Context
 from ._genes import correlation
 from ._safety import copied_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 Parts: TypeAlias = tuple[str, ...]
 #: A perturbation and a group.
 Place: TypeAlias = tuple[Parts, str]
-#: The moments of the training cells of a perturbation, and their group.
-Trained: TypeAlias = "tuple[GeneMoments, str]"
 
 SETS = ("real_test", "synthetic", "control", "train")
 FDR = 0.05
@@ -423,7 +421,7 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
     noise = real.cells.noise + real.control.noise
     squared = float((real.change**2 - noise).sum())
     if squared <= N_ERRORS * np.sqrt(2 * (noise**2).sum()):  # standard error of the sum without any effect
-        return UNKNOWN
+        return np.nan
     shared = (1 - predicted.cells.control_share) * real.control.noise
     return float((real.change * predicted.change - shared).sum() / squared)
 
@@ -528,7 +526,7 @@ def de_overlap(real: Effect, predicted: Effect, *, n_top: int = 100) -> float:
     top, predicted_top = (
         {gene for gene in effect.top_genes(n_top) if effect.change[gene] != 0} for effect in (real, predicted)
     )
-    return len(top & predicted_top) / len(top) if top else UNKNOWN
+    return len(top & predicted_top) / len(top) if top else np.nan
 
 
 def de_jaccard(real: Effect, predicted: Effect) -> float:
@@ -565,7 +563,7 @@ def de_jaccard(real: Effect, predicted: Effect) -> float:
     0.5
     """
     if not real.is_significant.any():
-        return UNKNOWN
+        return np.nan
     both, either = real.is_significant & predicted.is_significant, real.is_significant | predicted.is_significant
     return float(both.sum() / either.sum())
 
@@ -606,7 +604,7 @@ def de_direction(real: Effect, predicted: Effect) -> float:
     0.75
     """
     if not real.is_significant.any():
-        return UNKNOWN
+        return np.nan
     agrees = np.sign(real.change) == np.sign(predicted.change)
     return float(agrees[real.is_significant].mean())
 
@@ -683,17 +681,19 @@ class Shift:
     control_weights: dict[str, float]
 
     @classmethod
-    def of(cls, perturbed: Iterable[Trained], controls: Mapping[str, GeneMoments], weight: float = 1.0) -> Self:
+    def of(
+        cls, perturbed: Mapping[Place, GeneMoments], controls: Mapping[str, GeneMoments], weight: float = 1.0
+    ) -> Self:
         """Add the changes of these perturbations in their groups, each with the same weight, and their noise.
 
         The noise of a single cell is unknown: it varies as much as those of the other perturbations do on average.
         """
-        moments, groups = zip(*perturbed, strict=True)
-        weights = {group: weight * n for group, n in Counter(groups).items()}
+        moments = perturbed.values()
+        weights = {group: weight * n for group, n in Counter(group for _, group in perturbed).items()}
         change = weight * np.sum([own.mean for own in moments], axis=0)
         change = change - np.sum([share * controls[group].mean for group, share in weights.items()], axis=0)
         variances = [own.variance for own in moments if own.n_cells > 1]
-        variance = np.sum(variances, axis=0) / (len(variances) or UNKNOWN)
+        variance = np.sum(variances, axis=0) / (len(variances) or np.nan)
         noise = np.sum([own.noise if own.n_cells > 1 else variance for own in moments], axis=0)
         return cls(change, weight**2 * noise, weights)
 
@@ -713,11 +713,9 @@ def perturbation_contexts(
     real = sets["real_test"]
     controls = {group: GeneMoments.of(sets["control"].of(parts, group)) for parts, group in sets["control"].rows}
     rankings = _rankings(real, controls, draws, genes)
-    trained: dict[Place, Trained] = {}
-    if "train" in sets:
-        known = [place for place in sets["train"].rows if place[1] in controls]
-        trained = {place: (GeneMoments.of(sets["train"].of(*place)), place[1]) for place in known}
-    mean_response = Shift.of(trained.values(), controls, weight=1 / len(trained)) if trained else None
+    known = [place for place in sets["train"].rows if place[1] in controls] if "train" in sets else []
+    trained = {place: GeneMoments.of(sets["train"].of(*place)) for place in known}
+    mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
 
     def moments_of(cells: Expression, control_share: float = 0.0) -> GeneMoments:
         """Compute the moments of all cells, and draw some for distances."""
@@ -742,9 +740,9 @@ def perturbation_contexts(
         found = {"value": moments("synthetic", *place), "no_change": control}
         if mean_response is not None:
             found["mean_shift"] = moved(control, group, mean_response)
-        singles = [trained.get(((part,), group)) for part in parts]
-        if None not in singles:
-            found["additive"] = moved(control, group, Shift.of(singles, controls))
+        singles = [((part,), group) for part in parts]
+        if all(single in trained for single in singles):
+            found["additive"] = moved(control, group, Shift.of({one: trained[one] for one in singles}, controls))
         for name, own in sets.items():
             if name not in SETS and len(own.rows.get(place, ())) >= MIN_CELLS_PER_PERTURBATION:
                 found[name] = moments(name, *place)

@@ -218,7 +218,6 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         {"value": [value], "real": pairs, "shuffled": shuffled},
         held_out_pairs=held_out_pairs,
         halves=[value.half(halving) for _ in range(draws.n_bootstrap)],
-        all_cells=pools.all_cells,
     )
 
 

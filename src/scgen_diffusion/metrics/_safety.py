@@ -116,7 +116,7 @@ def memorisation(synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike) ->
 def nearest_ratio(of_held_out: NDArray, of_synthetic: NDArray) -> float:
     """Return the ratio of the median distances to training cells; NaN if most held-out cells are copies."""
     typical = np.median(of_held_out)
-    return float(np.median(of_synthetic) / typical) if typical > 0 else float("nan")
+    return float(np.median(of_synthetic) / typical) if typical > 0 else np.nan
 
 
 def share_of_nearer(of_held_out: NDArray, of_synthetic: NDArray) -> float:
@@ -126,7 +126,7 @@ def share_of_nearer(of_held_out: NDArray, of_synthetic: NDArray) -> float:
     """
     near = np.quantile(of_held_out, NEAREST_SHARE)
     is_known = near > SAME * np.median(of_held_out)
-    return float((of_synthetic < near).mean()) if is_known else float("nan")
+    return float((of_synthetic < near).mean()) if is_known else np.nan
 
 
 def share_of_near_copies(nearness: NDArray) -> float:
@@ -173,7 +173,7 @@ def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, la
     """
     of_train, of_synthetic = pair_of_expressions(train, synthetic, layer, ("train", "synthetic"))
     if (of_synthetic.library_sizes is None) != (of_train.library_sizes is None):
-        return float("nan")
+        return np.nan
     return share_of_copies(fingerprints_of(of_synthetic), fingerprints_of(of_train))
 
 
@@ -289,7 +289,7 @@ def fingerprints_of(expression: Expression) -> NDArray[np.uint64]:
 def share_of_copies(fingerprints: NDArray[np.uint64], known: NDArray[np.uint64]) -> float:
     """Return the share of cells with counts that have the fingerprint of a known cell; NaN if no cell has counts."""
     fingerprints = fingerprints[fingerprints != EMPTY]
-    return float(np.isin(fingerprints, known).mean()) if len(fingerprints) else float("nan")
+    return float(np.isin(fingerprints, known).mean()) if len(fingerprints) else np.nan
 
 
 def have_twins(fingerprints: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -300,7 +300,7 @@ def have_twins(fingerprints: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def share_of_twins(fingerprints: NDArray[np.uint64]) -> float:
     """Return the share of cells that have the fingerprint of another one; NaN without cells."""
-    return float(have_twins(fingerprints).mean()) if len(fingerprints) else float("nan")
+    return float(have_twins(fingerprints).mean()) if len(fingerprints) else np.nan
 
 
 def chance_of_alike(expression: Expression) -> NDArray[np.float64]:

@@ -49,7 +49,7 @@ def tstr_f1(train_values: NDArray, train_labels: ArrayLike, test_values: NDArray
     train_values, test_values = as_points(train_values=train_values, test_values=test_values)
     train_labels, test_labels = text_labels(train_labels, "train_labels"), text_labels(test_labels, "test_labels")
     if len(np.unique(train_labels)) < 2:
-        return float("nan")
+        return np.nan
     predicted = _fit(train_values, train_labels).predict(test_values)
     return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
 
@@ -88,7 +88,7 @@ def trts_accuracy(
     real_labels, requested = text_labels(real_labels, "real_labels"), text_labels(requested_labels, "requested_labels")
     known = np.isin(requested, real_labels)
     if len(np.unique(real_labels)) < 2 or not known.any():
-        return float("nan")
+        return np.nan
     fitted = _fit(real_values, real_labels)
     agrees = fitted.predict(synthetic_values[known]) == requested[known]
     return float(pd.Series(agrees).groupby(requested[known]).mean().mean())
