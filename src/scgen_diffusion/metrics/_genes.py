@@ -341,20 +341,18 @@ def gene_differences(
     'CD79A'
     """
     sides = pair_of_expressions(real, synthetic, layer)
-    of_cells = [np.full(side.values.shape[0], ALL) for side in sides]
+    of_cells = [np.full(len(side), ALL) for side in sides]
     if groupby:
         of_cells = [labels_of(cells, groupby, name=name) for cells, name in ((real, "real"), (synthetic, "synthetic"))]
     sizes = pd.concat([count_labels(labels) for labels in of_cells], axis=1).min(axis=1, skipna=False)
     tables = []
     for label in sizes.index[sizes >= MIN_CELLS_PER_GROUP]:
-        of_label = [side.values[labels == label] for side, labels in zip(sides, of_cells, strict=True)]
-        mean, synthetic_mean = map(means, of_label)
-        error = sum(variances(values) / (values.shape[0] - 1) for values in of_label)
-        difference = synthetic_mean - mean
+        first, second = (side.values[labels == label] for side, labels in zip(sides, of_cells, strict=True))
+        columns = {"group": label, "gene": real.var_names, "real": means(first), "synthetic": means(second)}
+        columns |= {"real_share": shares_expressed(first), "synthetic_share": shares_expressed(second)}
+        error = sum(variances(values) / (values.shape[0] - 1) for values in (first, second))
+        difference = columns["synthetic"] - columns["real"]
         t = np.where(error > ROUNDING_ERROR, difference / np.sqrt(np.maximum(error, ROUNDING_ERROR)), 0.0)
-        columns = {"group": label, "gene": real.var_names, "real": mean, "synthetic": synthetic_mean}
-        shares = map(shares_expressed, of_label)
-        columns |= dict(zip(("real_share", "synthetic_share"), shares, strict=True))
         tables.append(pd.DataFrame({**columns, "t": t}))
     if not tables:
         msg = f"Comparing genes of `groupby={groupby!r}` needs {MIN_CELLS_PER_GROUP} cells of one label on both sides."

@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 
 #: Grey, which no label palette uses, and Okabe and Ito's vermilion: distinct for everybody, but not in grey print.
 SOURCES = {"real": "#6e6e6e", "synthetic": "#D55E00"}
-#: Okabe and Ito's colours, ordered so that neighbours also differ in lightness.
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 SIGNS = {"lower": "↓", "higher": "↑", "real": "≈ real"}
-REAL_LABEL = "real cells\nagainst real cells"
 N_COLUMNS = 4
 MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap
 MOST_VECTORS = 2_000  # with more points, a vector graphic would be too large
@@ -100,11 +96,6 @@ def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
-
-
-def without_frame(ax: Axes) -> None:
-    """Hide the top and right spines."""
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def plain_numbers(axis: Axis) -> None:

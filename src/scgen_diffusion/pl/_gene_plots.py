@@ -28,7 +28,6 @@ from ._figures import (
     panels,
     plain_numbers,
     sides_of,
-    without_frame,
 )
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def library_size(
     sns.violinplot(table, y="label", order=order, ax=ax, **look, **shapes)
     ax.set(xlabel="total counts per cell", ylabel="", title="Library size")
     plain_numbers(ax.xaxis)
-    without_frame(ax)
+    sns.despine(ax=ax)
     explain_colors(ax, SOURCES)
     return finish(ax, show)
 
@@ -199,7 +198,7 @@ def zero_fraction(
     margin = (-0.03, 1.03)
     axes[0].set(xlim=margin, ylim=margin, title="Zeros of genes")
     axes[0].set(xlabel="share of zeros in real cells", ylabel="share of zeros in synthetic cells")
-    without_frame(axes[0])
+    sns.despine(ax=axes[0])
     draw_genes(axes[1], tables, "zero_fraction")
     axes[1].set(ylim=margin, ylabel="share of zeros", title="Zeros and mean of genes")
     for ax in axes:
@@ -221,7 +220,7 @@ def draw_genes(ax: Axes, tables: Mapping[str, pd.DataFrame], statistic: str) -> 
     mixed_scatter(ax, points, list(SOURCES.values()), size=point_size(n_genes), alpha=0.5)
     ax.set(xscale="log", xlabel=MEAN)
     plain_numbers(ax.xaxis)
-    without_frame(ax)
+    sns.despine(ax=ax)
     names = {name: f"{name}\n({len(table):,} of {n_genes:,} genes)" for name, table in drawn.items()}
     explain_colors(ax, {names[name]: SOURCES[name] for name in names})
     return drawn

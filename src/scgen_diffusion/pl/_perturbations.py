@@ -15,11 +15,8 @@ from scgen_diffusion._arguments import check_count
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._figures import (
-    COLORS,
-    MARKERS,
     MOST_VECTORS,
     N_COLUMNS,
-    REAL_LABEL,
     SIGNS,
     SOURCES,
     choose,
@@ -27,7 +24,6 @@ from ._figures import (
     ink,
     legend_beside,
     panels,
-    without_frame,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +33,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+#: Okabe and Ito's colours, ordered so that neighbours also differ in lightness.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 LETTER, NAME_LETTER, LEGEND = 0.08, 0.066, 1.4  # inches, of labels, names of genes, and the legend
 TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
 TOP_COLOR = COLORS[1]  # for the genes that change most
@@ -124,7 +123,7 @@ def mean_change(
     for place, (name, gene) in enumerate(named.iterrows()):
         ax.annotate(name, (gene["real"], gene["predicted"]), (1.03, (place + 0.5) / len(named)), **options)
     ax.legend(loc="upper left", fontsize="small", handletextpad=0.2, borderaxespad=0.2, edgecolor="none")
-    without_frame(ax)
+    sns.despine(ax=ax)
     return finish(ax, show)
 
 
@@ -216,12 +215,13 @@ def perturbation_scores(
         ax.set(ylim=(len(cases) - 0.5, -0.5), axisbelow=True, xlabel="", ylabel="")
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x", color=ink(0.1), linewidth=0.6)
-        ax.spines[["top", "right", "left"]].set_visible(False)
+        sns.despine(ax=ax, left=True)
     handles = [
         Line2D([], [], linestyle="", label=names.get(column, column.replace("_", " ")), color=color, marker=marker)
         for column, color, marker in zip(columns, palette, markers, strict=True)
     ]
-    line = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=REAL_LABEL)
+    look = {"marker": "|", "markersize": 12, "markeredgewidth": 1.2, "color": ink()}
+    line = Line2D([], [], linestyle="", label="real cells\nagainst real cells", **look)
     shown = [name for name in ("lower", "higher") if name in set(better[metrics])]
     signs = [Line2D([], [], linestyle="", label=f"{SIGNS[name]} {name} is better") for name in shown]
     legend_beside(axes[:N_COLUMNS][-1], [*handles, line, *signs])

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
-from ._figures import finish, panels, plain_numbers, without_frame
+from ._figures import finish, panels, plain_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,5 +86,5 @@ def training_history(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         ax.set(title=loss.replace("_", " "), xlabel="epoch", ylabel="loss per cell")
         ax.legend(frameon=False, fontsize="small")
-        without_frame(ax)
+        sns.despine(ax=ax)
     return finish(axes, show)

@@ -9,13 +9,7 @@ import seaborn as sns
 
 from scgen_diffusion._arguments import check_count
 
-from ._figures import (
-    choose,
-    finish,
-    panels,
-    scanpy_colors,
-    without_frame,
-)
+from ._figures import choose, finish, panels, scanpy_colors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +67,7 @@ def layer_statistics(
     for ax, layer in zip(axes, layers, strict=True):
         sns.lineplot(shown[shown["layer"] == layer], **look, legend=ax is axes[-1], ax=ax)
         ax.set(title=f"layer {layer}", xlabel="diffusion time (data → noise)", ylabel=ylabel)
-        without_frame(ax)
+        sns.despine(ax=ax)
     sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
     return finish(axes, show)
 
