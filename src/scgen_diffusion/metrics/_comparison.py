@@ -62,7 +62,7 @@ class Sample:
     n_further
         Numbers of cells of each label that were not drawn, for metrics that compare labels; None without ``groupby``.
     rare
-        Some of these, of labels of which few were drawn: metrics that compare labels would find few cells among many.
+        Some of these, of labels with few cells among those drawn; metrics that compare labels use them, too.
     """
 
     expression: Expression
@@ -140,7 +140,8 @@ class AllCells:
     def nearness(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return how near real and synthetic cells are to training cells (:func:`relative_nearness`).
 
-        Infinite for cells of so few genes that chance makes others like them. Third come real ones with these, too.
+        Infinite for cells of so few genes that chance makes others like them. The third array is that of the real cells
+        again, with finite values for such cells.
         """
         n_train, found = len(self.train.pcs), []
         most = max(PAIRS // n_train, LEAST_MEASURED)

@@ -183,21 +183,24 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     rng, mixing, halving = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3))
     counting, mixing_rare = rng.spawn(1)[0], mixing.spawn(1)[0]  # which leaves the other draws alone
 
-    def sample(pool: Pool, *parts: NDArray[np.intp], rng: np.random.Generator = counting, **how: bool) -> list[Sample]:
+    def sample(
+        pool: Pool, *parts: NDArray[np.intp], like: Sequence[Pool] = (), rng: np.random.Generator = counting
+    ) -> list[Sample]:
         if group is None and pool.sizes is not None:
-            return _beside_rare(pools, pool, parts, n_cells, rng, **how)
+            return _beside_rare(pools, pool, parts, like, n_cells, rng)
         return [pool.sample[rows] for rows in parts]
 
     def split_real() -> CellComparison:
         order = rng.permutation(real)
         n_half = min(n_cells, len(order) // 2)
-        return compare(*sample(pools.real, order[:n_half], order[n_half : 2 * n_half]))
+        halves = order[:n_half], order[n_half : 2 * n_half]
+        return compare(*sample(pools.real, *halves, like=(pools.real, pools.synthetic)))
 
     def draw_others(rng: np.random.Generator, of_rare: np.random.Generator) -> Sample:
-        return sample(source, rng.choice(others, n_cells, replace=False), rng=of_rare)[0]
+        return sample(source, rng.choice(others, n_cells, replace=False), like=[pools.synthetic], rng=of_rare)[0]
 
-    (first,) = sample(pools.real, real[:n_cells], are_all=True)
-    (drawn,) = sample(pools.synthetic, synthetic[:n_cells], are_all=True)
+    (first,) = sample(pools.real, real[:n_cells])
+    (drawn,) = sample(pools.synthetic, synthetic[:n_cells])
     compare = partial(
         CellComparison,
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
@@ -222,19 +225,19 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
 
 
 def _beside_rare(
-    pools: Pools, pool: Pool, parts: Sequence[NDArray], n_cells: int, rng: np.random.Generator, *, are_all: bool = False
+    pools: Pools, pool: Pool, parts: Sequence[NDArray], like: Sequence[Pool], n_cells: int, rng: np.random.Generator
 ) -> list[Sample]:
-    """Return samples of a pool, beside all other cells of its set, or so many as a perfect model draws."""
+    """Return samples of a pool, each with the other cells of its set, or with as many as the sets of ``like`` have."""
     is_rare = np.isin(pool.sample.labels, pools.rare.index)
     rows = rng.permutation(np.setdiff1d(np.flatnonzero(is_rare), np.concatenate(parts)))
     samples = []
-    for part, side in zip(parts, (pools.real, pools.synthetic)[-len(parts) :], strict=True):
+    for part, side in zip(parts, like or [None] * len(parts), strict=True):
         own = pool.sample[part]
         drawn = count_labels(own.labels)
         sizes = pool.sizes.sub(drawn, fill_value=0).astype(int)
-        if not are_all:
-            drawn_of_all = rng.multinomial(side.sizes.sum() - n_cells, pool.sizes / pool.sizes.sum())
-            sizes = pd.Series(drawn_of_all, pool.sizes.index)
+        if side is not None:  # what a perfect model would draw
+            n_further = rng.multinomial(side.sizes.sum() - n_cells, pool.sizes / pool.sizes.sum())
+            sizes = pd.Series(n_further, pool.sizes.index)
         labels = pd.Series(pool.sample.labels[rows])
         is_taken = (labels.groupby(labels).cumcount() < labels.map(pools.rare.sub(drawn, fill_value=0))).to_numpy()
         samples.append(replace(own, n_further=sizes, rare=pool.sample[rows[is_taken]]))

@@ -142,7 +142,7 @@ def _noted(table: pd.DataFrame, name: str) -> Any:
 
 
 def _deviation(row: Row) -> float:
-    """Return that of a normal value with this interval; the longer side, as bounds cut the other; 0 without one."""
+    """Return the standard deviation behind an interval, by its longer side, as bounds cut the other; 0 without one."""
     reach = max(row["high"] - row["value"], row["value"] - row["low"])
     return reach / QUANTILE if np.isfinite(reach) else 0.0
 

@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
 SUFFIX = ".html"
 DPI = 110
-SMALLEST = 0.6  # to which a page may shrink a picture, with letters of 6.4 pixels; wider ones are scrolled
+SMALLEST = 0.6  # share of its width to which a page shrinks a picture (letters of 6.4 pixels); below it, one scrolls
 N_GENES = 10  # that differ most
-MOST_LABELS = 40  # of which there are pictures; with hundreds, one would have a hundred million pixels
+MOST_LABELS = 40  # shown in pictures; with hundreds, one would have a hundred million pixels
 WORSE = "Worse than real cells"
 BETTER = {"lower": "↓", "higher": "↑", "real": "="}
 SECTIONS = {
