@@ -269,7 +269,7 @@ class Source:
         *,
         groupby: str | Sequence[str] | None = None,
         layer: str | None = None,
-        scale: Scale | None = None,
+        scale: Scale = log_normalise,
     ) -> Source:
         """Check genes and labels, and prepare to read these genes. Real cells must have the layer."""
         found = cells.var.index
@@ -284,7 +284,7 @@ class Source:
             matrix, log_base = matrix_of(cells, layer, name, is_generated=name not in REAL)
             matrix = to_csr(matrix, name) if sp.issparse(matrix) else matrix
         labels = labels_of(cells, groupby, name=name) if groupby else None
-        return cls(name, names, labels, matrix, columns, log_base, scale or log_normalise)
+        return cls(name, names, labels, matrix, columns, log_base, scale)
 
     def __len__(self) -> int:
         return len(self.obs_names)
@@ -362,7 +362,7 @@ def pair_of_expressions(
     return first, second
 
 
-def check_same_number_of_genes(n_first: int, n_second: int, names: tuple[str, str] = ("real", "synthetic")) -> None:
+def check_same_number_of_genes(n_first: int, n_second: int, names: tuple[str, str]) -> None:
     """Raise unless both sets have the same number of genes."""
     if n_first != n_second:
         msg = f"`{names[0]}` has {n_first} genes and `{names[1]}` {n_second}; both must have the same."

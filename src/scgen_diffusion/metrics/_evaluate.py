@@ -15,7 +15,7 @@ from scgen_diffusion._arguments import as_list, check_count, known_names, list_f
 from scgen_diffusion.data import PROVENANCE_KEY, SEPARATOR, CellFiles, as_labels, check_is_anndata, to_csr
 
 from ._catalogue import CATALOGUE, choose_metrics, leaked_share
-from ._cells import Cells, ComparisonSpace, Source, check_same_number_of_genes, labels_of
+from ._cells import Cells, ComparisonSpace, Source, check_same_number_of_genes, labels_of, log_normalise
 from ._comparison import (
     ALL,
     FIGURES,
@@ -235,8 +235,9 @@ def evaluate(
     if is_multimodal:
         return _evaluate_modalities(sets, names, groupby, layer, draws)
     if control is not None:
-        how = {"groupby": groupby, "layer": layer, "space": space}
-        return _evaluate_perturbations(sets, others or {}, names, draws, perturbation_key, separator, **how)
+        return _evaluate_perturbations(
+            sets, others or {}, names, draws, perturbation_key, separator, groupby, layer, space
+        )
     sources = read_sources(sets, groupby, layer)
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)
@@ -364,7 +365,7 @@ def read_sources(
     sets: Mapping[str, Cells | CellFiles],
     groupby: str | Sequence[str] | None,
     layer: str | None,
-    scale: Scale | None = None,
+    scale: Scale = log_normalise,
 ) -> dict[str, Source]:
     """Check each set on its own; arrays are counts."""
     sources, genes = {}, None

@@ -719,9 +719,8 @@ def perturbation_contexts(
 
     def moments_of(cells: Expression, control_share: float = 0.0) -> GeneMoments:
         """Compute the moments of all cells, and draw some for distances."""
-        drawn = cells
-        if len(cells) > draws.max_cells:
-            drawn = cells[np.sort(np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells])]
+        rows = np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells]
+        drawn = cells[np.sort(rows)]
         pcs = drawn.values.toarray() if space is None else space.project(drawn)
         return replace(GeneMoments.of(cells), control_share=control_share, pcs=pcs.astype(np.float64))
 
