@@ -73,12 +73,12 @@ def _metric(topic: str, better: Better, **options: Any) -> Callable[[Callable], 
     return add
 
 
-def _of(what: str, function: Callable[..., float]) -> Callable[[CellComparison], float]:
-    """Return a function of what both sides have, such as components, as one of a comparison of the same name."""
+def _of_expression(function: Callable[..., float]) -> Callable[[CellComparison], float]:
+    """Return a function of the expression of two sets of cells as one of a comparison, of the same name."""
 
     @wraps(function)
     def measure(comparison: CellComparison) -> float:
-        return function(getattr(comparison.real, what), getattr(comparison.synthetic, what))
+        return function(comparison.real.expression, comparison.synthetic.expression)
 
     return measure
 
@@ -206,7 +206,7 @@ def gene_zero_error(comparison: CellComparison) -> float:
 
 # In powers of ten: the variance of a typical gene, which is a sparse one, is off by 7 % or by 15 % more than by chance.
 _metric("Genes", "lower", scopes=GROUPS, min_features=FEW_FEATURES, limits=Limits(0.03, 0.06))(
-    _of("expression", _genes.mean_variance_error)
+    _of_expression(_genes.mean_variance_error)
 )
 
 
@@ -236,7 +236,7 @@ def within_label_slope(comparison: CellComparison) -> float:
 
 # Totals 5 % off give about 0.1 in homogeneous cells, a third off 0.4.
 _metric("Genes", "lower", needs=("counts",), scopes=GROUPS, bounds=SHARE, limits=Limits(0.08, 0.20))(
-    _of("expression", _genes.library_size_ks)
+    _of_expression(_genes.library_size_ks)
 )
 
 
@@ -471,14 +471,10 @@ def copied_test_cells(cells: AllCells) -> tuple[Share, list[Share]]:
 # --- perturbations ----------------------------------------------------------------------------------------------------
 
 
-_metric("Perturbations", "lower", needs=("control",), scopes=("perturbation",), bounds=SIGNED)(
-    _of("pcs", _distribution.energy_distance)
-)
-
-
-def _effects(comparison: Prediction) -> tuple[_perturbation.Effect, _perturbation.Effect]:
-    real, predicted, control = comparison.real, comparison.synthetic, comparison.control
-    return _perturbation.Effect(real, control), _perturbation.predicted_effect(predicted, real, control)
+@_metric("Perturbations", "lower", needs=("control",), scopes=("perturbation",), bounds=SIGNED)
+def energy_distance(comparison: Prediction) -> float:
+    """How far predicted and real cells are apart: mean, spread and shape. In many dimensions, means dominate."""
+    return _distribution.energy_distance(comparison.real.cells.pcs, comparison.synthetic.cells.pcs)
 
 
 def _effect_metric(
@@ -487,7 +483,7 @@ def _effect_metric(
     """Add a function of two effects; with ``n_top``, of the genes that change most in real cells."""
 
     def measure(comparison: Prediction) -> float:
-        return function(*comparison.once(_effects), **({"n_top": n_top} if n_top else {}))
+        return function(comparison.real, comparison.synthetic, **({"n_top": n_top} if n_top else {}))
 
     measure.__name__, measure.__doc__ = function.__name__, function.__doc__
     if n_top:
@@ -512,13 +508,13 @@ def specific_change_correlation(comparison: Prediction) -> float:
     if comparison.mean_response is None:  # no training perturbation has control cells
         return np.nan
     reference = comparison.mean_response.mean
-    return _genes.correlation(*(side.mean - reference for side in (comparison.real, comparison.synthetic)))
+    return _genes.correlation(*(side.cells.mean - reference for side in (comparison.real, comparison.synthetic)))
 
 
 @_metric("Perturbations", "higher", needs=("control", "perturbations"), scopes=("perturbation",), bounds=SHARE)
 def perturbation_discrimination(comparison: Prediction) -> float:
     """Whether a predicted change is most like that of its own perturbation; guessing scores 0.5."""
-    return comparison.discriminate(comparison.synthetic.mean - comparison.control.mean)
+    return comparison.discriminate(comparison.synthetic.change)
 
 
 _effect_metric(_perturbation.de_overlap, "higher", SHARE, n_top=20)

@@ -90,27 +90,6 @@ class GeneMoments:
 
 
 @dataclass(frozen=True)
-class Prediction(Comparison):
-    """Real cells of a perturbation, and a prediction of them.
-
-    Attributes
-    ----------
-    control
-        Unperturbed cells.
-    mean_response
-        Control cells with the mean change of all training perturbations.
-    discriminate
-        Function that scores a predicted change, `(genes,)`, among the real changes of all perturbations.
-    """
-
-    real: GeneMoments
-    synthetic: GeneMoments
-    control: GeneMoments
-    mean_response: GeneMoments | None = None
-    discriminate: Callable[[NDArray], float] | None = None
-
-
-@dataclass(frozen=True)
 class Effect:
     """How the genes of some cells differ from those of control cells; :func:`effects` makes them.
 
@@ -613,6 +592,24 @@ def de_direction(real: Effect, predicted: Effect) -> float:
 
 
 @dataclass(frozen=True)
+class Prediction(Comparison):
+    """The effect of a perturbation in real cells, and in a prediction of them.
+
+    Attributes
+    ----------
+    mean_response
+        Control cells with the mean change of all training perturbations; None without these.
+    discriminate
+        Function that scores a predicted change, `(genes,)`, among the real changes of all perturbations.
+    """
+
+    real: Effect
+    synthetic: Effect
+    mean_response: GeneMoments | None
+    discriminate: Callable[[NDArray], float]
+
+
+@dataclass(frozen=True)
 class Perturbed:
     """Cells, and the positions of those of each perturbation in each group.
 
@@ -745,12 +742,17 @@ def perturbation_contexts(
         for name, own in sets.items():
             if name not in SETS and len(own.rows.get(place, ())) >= MIN_CELLS_PER_PERTURBATION:
                 found[name] = moments(name, *place)
-        of_real = moments_of(cells)
-        compare = partial(Prediction, control=control, mean_response=found.get("mean_shift"))
+        of_real, response = Effect(moments_of(cells), control), found.get("mean_shift")
         whole, *of_halves = rankings[place]
-        comparisons = {name: [compare(of_real, own, discriminate=whole)] for name, own in found.items()}
+        comparisons = {
+            name: [Prediction(of_real, predicted_effect(own, of_real.cells, control), response, whole)]
+            for name, own in found.items()
+        }
         pairs = [[moments_of(cells[half]) for half in pair] for pair in _halves_of(len(cells), draws)]
-        comparisons["real"] = [compare(*pair, discriminate=own) for pair, own in zip(pairs, of_halves, strict=False)]
+        comparisons["real"] = [
+            Prediction(Effect(first, control), predicted_effect(second, first, control), response, own)
+            for (first, second), own in zip(pairs, of_halves, strict=False)
+        ]
         yield place, Context(comparisons)
 
 
