@@ -54,6 +54,7 @@ SETS = (
     "mixology_celllines",
 )
 UNTOUCHED = tuple(name for name, dataset in DATASETS.items() if dataset.untouched)
+NEW_DONORS = "kang_control_8donors:donor"
 WHOLE_PANELS = ("pbmc3k", "kang_ifnb", "mixology_celllines")
 FEW_CELLS = ("pbmc3k:300", "paul15:300", "kang_ifnb:1000")
 NEARNESS = {name: IN_WORDS.get(name, name) for name in (*OURS, "SCMDM-white_box")}
@@ -70,6 +71,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "sets": metric_table(
             table, "auc_genes", {name: IN_WORDS.get(name, name) for name in (*OURS, "scVI", "copula")}
         ),
+        "donors": quality_table(table, {"2 new donors": [NEW_DONORS]}, ("SCLDM", *SIMPLE), IN_BRIEF),
         "untouched": quality_table(table, {f"{len(UNTOUCHED)} sets": UNTOUCHED}, METHODS, IN_BRIEF),
         "published": quality_table(table, {"kang_ifnb": ["kang_ifnb"]}, PUBLISHED, IN_BRIEF),
         "roles": role_table(),
