@@ -1,4 +1,4 @@
-"""SCLDM's module: every architecture learns, effects of conditions beside it, averaged weights, bounded memory."""
+"""SCLDM's module: every architecture learns, effects of conditions beside it, bounded memory."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance, Joint
 from scgen_diffusion.module import CONDITIONS, Posterior, SCLDMArchitecture, SCLDMModule
-from scgen_diffusion.module._ema import AverageUpdate, averaged_copy
 from scgen_diffusion.nn import Classes, Members, Number
 
 
@@ -187,19 +186,3 @@ def test_without_classes_or_counts_there_are_no_effects(conditions, changes):
     assert module.condition_effects is None
     columns = len(module.null_condition)
     torch.testing.assert_close(draw(module, torch.zeros(4, columns)), draw(module, None))
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.15, 0.999])
-def test_the_average_follows_the_formula(decay):
-    network = torch.nn.Linear(1, 1, bias=False)
-    averaged = averaged_copy(network)
-    update = AverageUpdate(averaged, network, decay)
-    expected = None
-    for n, value in enumerate([4.0, -2.0, 7.0, 1.0, 0.5]):
-        with torch.no_grad():
-            network.weight.fill_(value)
-        update()
-        share = min(decay, (1 + n) / (10 + n))
-        expected = value if n == 0 else share * expected + (1 - share) * value  # the first update copies
-
-        assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-6)  # single precision

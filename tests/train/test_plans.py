@@ -5,6 +5,7 @@ import pytest
 import torch
 from builders import TINY_GENE_SPACE
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from scgen_diffusion.module import CONDITIONS, ProfileArchitecture, ProfileModule, SCLDMArchitecture, SCLDMModule
 from scgen_diffusion.nn import Classes
@@ -188,3 +189,19 @@ def test_other_rows_and_parameters_stay_under_weight_decay():
     module.table.square().sum().backward()
     assert (module.table.grad[0] != 0).all()
     assert module.other.requires_grad
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.999])
+def test_the_average_follows_the_formula(decay):
+    network = torch.nn.Linear(1, 1, bias=False)
+    averaged = AveragedModel(network)
+    update = plans.AverageUpdate(averaged, network, decay)
+    expected = None
+    for n, value in enumerate([4.0, -2.0, 7.0, 1.0, 0.5]):
+        with torch.no_grad():
+            network.weight.fill_(value)
+        update()
+        share = min(decay, (1 + n) / (10 + n))
+        expected = value if n == 0 else share * expected + (1 - share) * value  # the first update copies
+
+        assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-6)  # single precision

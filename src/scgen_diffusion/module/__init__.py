@@ -14,7 +14,6 @@ from ._architecture import (
 from ._autoencoder import Posterior
 from ._condition_effects import AbsentEffects, ridge
 from ._conditioned import CONDITIONS
-from ._ema import AverageUpdate
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
 from ._gene_space import GeneSpaceModule
 from ._latent_diffusion import SCLDMModule

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput, auto_move_data
+from torch.optim.swa_utils import AveragedModel
 
 from scgen_diffusion.nn import GeneDiT, GeneMLP, GeneUNet, total_counts
 
 from ._conditioned import ConditionedModule
-from ._ema import averaged_copy
 from ._library_size import LibrarySizeModel
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor, nn
-    from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import Path
     from scgen_diffusion.nn import ConditionEncoding, InputValues
@@ -61,7 +60,7 @@ class GeneSpaceModule(ConditionedModule):
         super().__init__(conditions)
         self.n_input, self.architecture = n_input, architecture
         self.network: Any = network
-        self.averaged_network = averaged_copy(network)
+        self.averaged_network = AveragedModel(network).requires_grad_(requires_grad=False)
         self.library_size = LibrarySizeModel(conditions, n_features)
 
     @property

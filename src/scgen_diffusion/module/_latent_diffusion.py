@@ -10,6 +10,7 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.optim.swa_utils import AveragedModel
 
 from scgen_diffusion.diffusion import (
     TARGETS,
@@ -25,24 +26,14 @@ from scgen_diffusion.nn import TARGET_SUM, DiT, InputValues, log_profile, total_
 from scgen_diffusion.perturbation import MissedChanges, PerturbationFlow
 
 from ._architecture import SCLDMArchitecture
-from ._autoencoder import (
-    Decoder,
-    Encoder,
-    Posterior,
-    build_likelihood,
-    gene_loadings,
-    start_at_mean,
-)
+from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, start_at_mean
 from ._condition_effects import AbsentEffects, ConditionEffects
 from ._conditioned import ConditionedModule, TensorMap
-from ._ema import averaged_copy
 from ._library_size import LibrarySizeModel
 from ._likelihoods import BernoulliLikelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.nn import ConditionEncoding
 
@@ -100,7 +91,7 @@ class SCLDMModule(ConditionedModule):
             n_heads=a.prior_n_heads,
             hidden=a.prior_feed_forward_width,
         )
-        self.averaged_prior = averaged_copy(self.prior)
+        self.averaged_prior = AveragedModel(self.prior).requires_grad_(requires_grad=False)
         self.condition_effects = self._build_condition_effects(conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))

@@ -13,16 +13,10 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS, settings
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from scgen_diffusion.diffusion import (
-    TARGETS,
-    Joint,
-    MutuallyExclusive,
-    diffusion_loss,
-    optimal_pairs,
-    sample_seed,
-)
-from scgen_diffusion.module import AverageUpdate, OutlierCounts
+from scgen_diffusion.diffusion import TARGETS, Joint, MutuallyExclusive, diffusion_loss, optimal_pairs, sample_seed
+from scgen_diffusion.module import OutlierCounts
 
 from ._recipes import RATE_AFTER_PLATEAU
 from ._step_graph import StepGraph
@@ -32,6 +26,7 @@ if TYPE_CHECKING:
 
     from scvi.module.base import BaseModuleClass
     from torch import Tensor, nn
+    from torch.optim.swa_utils import AveragedModel
     from torch.utils.hooks import RemovableHandle
 
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
@@ -365,6 +360,41 @@ class StagePlan(pl.LightningModule):
         is_of_flow = self.name == "perturbation_flow"
         own = {name: t for name, t in state_dict.items() if name.startswith(PERTURBATION_FLOW) == is_of_flow}
         return super().load_state_dict(own, strict=False)
+
+
+class AverageUpdate:
+    r"""Updates the exponential moving average of a network's weights after every step.
+
+    After ``n`` updates the decay is :math:`\min(d, (1 + n) / (10 + n))`, so that short runs average too. It is counted
+    here: ``AveragedModel.update_parameters`` asks the device each time, which makes a GPU finish its work first.
+    Buffers are copied once, since training does not change them.
+
+    Parameters
+    ----------
+    averaged
+        The averaged copy.
+    network
+        The network.
+    decay
+        Largest decay :math:`d`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, averaged: AveragedModel, network: nn.Module, decay: float) -> None:
+        self.averaged, self.decay = averaged, decay
+        self.n_updates = int(averaged.n_averaged)  # read once
+        self._pairs = [x.detach() for x in averaged.module.parameters()], [x.detach() for x in network.parameters()]
+        for copy, buffer in zip(averaged.module.buffers(), network.buffers(), strict=True):
+            copy.copy_(buffer)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Average the network's weights in; the first update copies them."""
+        n = self.n_updates
+        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        get_ema_multi_avg_fn(decay)(*self._pairs, n)
+        self.averaged.n_averaged.add_(1)
+        self.n_updates += 1
 
 
 class AveragingPlan(StagePlan):
