@@ -87,8 +87,7 @@ class ConditionEffects(nn.Module):
 
     def add_later(self, n_values: int) -> LaterEffects:
         """Add effects of classes and members that a model learns later than the others."""
-        later = LaterEffects(self.loadings.out_features, self.key_of_column, n_values)
-        self.later = later.to(self.loadings.weight.device)
+        self.later = LaterEffects(self.loadings.out_features, self.key_of_column, n_values)
         return self.later
 
     def without_numbers(self, condition: Tensor) -> Tensor:

@@ -92,7 +92,11 @@ class SCLDMModule(ConditionedModule):
             hidden=a.prior_feed_forward_width,
         )
         self.averaged_prior = AveragedModel(self.prior).requires_grad_(requires_grad=False)
-        self.condition_effects = self._build_condition_effects(conditions)
+        discrete = [encoding for encoding in conditions if not encoding.is_numeric]
+        if discrete and a.condition_effects and isinstance(self.likelihood, NegativeBinomialLikelihood):
+            n_vectors = sum(encoding.n + 1 for encoding in discrete if encoding.learns_vectors)  # with "not given"
+            width = max(a.n_latent_tokens * a.n_latent, min(n_vectors, MOST_DIMENSIONS))
+            self.condition_effects = ConditionEffects(n_input, conditions, width=width)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
@@ -108,43 +112,32 @@ class SCLDMModule(ConditionedModule):
         """Encoder, decoder and likelihood of each modality."""
         return [(self.encoder, self.decoder, self.likelihood)]
 
-    def _build_condition_effects(self, conditions: Sequence[ConditionEncoding]) -> ConditionEffects | None:
-        a = self.architecture
-        discrete = [encoding for encoding in conditions if not encoding.is_numeric]
-        if not discrete or not a.condition_effects or not isinstance(self.likelihood, NegativeBinomialLikelihood):
-            return None
-        n_vectors = sum(encoding.n + 1 for encoding in discrete if encoding.learns_vectors)  # with "not given"
-        width = max(a.n_latent_tokens * a.n_latent, min(n_vectors, MOST_DIMENSIONS))
-        return ConditionEffects(*self.n_features, conditions, width=width)
-
     def _build_library_size(self, conditions: Sequence[ConditionEncoding], n_latent: int) -> LibrarySizeModel:
         return LibrarySizeModel(conditions, n_latent)
 
     def add_perturbation_flow(self) -> PerturbationFlow:
         """Add or replace the perturbation flow from control to perturbed cells, which few models need."""
-        self.perturbation_flow = PerturbationFlow(self.latent_shape, self.conditions).to(self.latent_mean.device)
+        self.perturbation_flow = PerturbationFlow(self.latent_shape, self.conditions).to(self.device)
         return self.perturbation_flow
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights, and build the parts that only some models have, or that have other sizes after fine-tuning."""
         shapes = {name: tensor.shape for name, tensor in state_dict.items()}
-        if self.perturbation_flow is None and any(name.startswith("perturbation_flow.") for name in shapes):
-            self.add_perturbation_flow()
         if shape := shapes.get("perturbation_flow.shift.centres"):
-            self.perturbation_flow.add_shift(shape[0])
+            flow = self.perturbation_flow or self.add_perturbation_flow()
+            flow.add_shift(shape[0])
         if shape := shapes.get("perturbation_flow.changes.weights"):
             self.perturbation_flow.add_changes(*shape, shapes["perturbation_flow.changes.signal"][0])
         if shape := shapes.get("perturbation_flow.missed.weights"):
-            self.perturbation_flow.missed = MissedChanges(*shape).to(self.latent_mean.device)
+            self.perturbation_flow.missed = MissedChanges(*shape)
         if shape := shapes.get("absent_effects.codes"):
-            absent = AbsentEffects(*shape, *shapes["absent_effects.effects"])
-            self.absent_effects = absent.to(self.latent_mean.device)
+            self.absent_effects = AbsentEffects(*shape, *shapes["absent_effects.effects"])
         shape = shapes.get("condition_effects.loadings.weight")
         if shape and shape[1] != self.condition_effects.embed.width:
-            effects = ConditionEffects(*self.n_features, self.conditions, width=shape[1])
-            self.condition_effects = effects.to(self.latent_mean.device)
+            self.condition_effects = ConditionEffects(*self.n_features, self.conditions, width=shape[1])
         if shape := shapes.get("condition_effects.later.keys"):
             self.condition_effects.add_later(*shape)
+        self.to(self.device)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
