@@ -108,12 +108,6 @@ class ExpectedShift(nn.Module):
         distinct, which = condition.unique(dim=0, return_inverse=True)
         return self.similarity(distinct, self.perturbations)[which] * self._over_cells(x.flatten(1), self.centres)
 
-    @property
-    def has_embeddings(self) -> bool:
-        """Whether classes or members that perturb have known embeddings."""
-        by_key = self._by_key()
-        return any(not encoding.is_numeric and encoding.vectors is not None for encoding, *_ in by_key)
-
     def kernel(self, options: Tensor, x: Tensor, codes: Tensor, groups: Tensor) -> Tensor:
         """Return how alike the responses of sets of control cells and of some groups are, ``(sets, groups)``.
 
@@ -134,7 +128,8 @@ class ExpectedShift(nn.Module):
         """Yield options, and the :meth:`kernel` between some groups."""
         x, codes = self.centres[groups], self.perturbations[groups]
         scale = float(self.own_similarity(codes).mean())
-        for share, length, trust in product(SHARES, NEAR, TRUST if self.has_embeddings else TRUST[-1:]):
+        have_embeddings = any(encoding.vectors is not None for encoding, *_ in self._by_key())
+        for share, length, trust in product(SHARES, NEAR, TRUST if have_embeddings else TRUST[-1:]):
             options = torch.tensor([share, length * self.axes.shape[1] ** 0.5, trust, max(scale, SMALLEST)])
             yield options, self.kernel(options.to(x.device), x, codes, groups)
 
@@ -147,11 +142,6 @@ class ExpectedShift(nn.Module):
         """Return the covariance of the shifts of some groups, without sampling noise, ``(n, n)``."""
         centres, perturbations = self.centres[groups], self.perturbations[groups]
         return self.similarity(perturbations, perturbations) * self._over_cells(centres, centres)
-
-    def _noise(self, groups: Tensor | slice) -> Tensor:
-        """Return the sampling covariance of the measured shifts of some groups, ``(n, n)``."""
-        of_control = self.control_variances[groups].double()
-        return sampling_covariance(self.variances[groups].double() - of_control, of_control, self.control_sets[groups])
 
     @torch.no_grad()
     def fit(
@@ -194,15 +184,14 @@ class ExpectedShift(nn.Module):
         size = (squares - variances[perturbed].mean()).clamp(min=0.01 * squares + SMALLEST)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
         similarity = size * self.similarity(perturbations[some], perturbations[some])
-        length, b = self._most_probable(shifts[some], centres[some], similarity, self._noise(some))
+        of_control = self.control_variances.double()
+        noise = sampling_covariance(self.variances.double() - of_control, of_control, self.control_sets)
+        length, b = self._most_probable(shifts[some], centres[some], similarity, noise[some][:, some])
         self.centres.copy_(centres)
         self.perturbations.copy_(perturbations)
         self.options.copy_(torch.tensor((SHARED * float(size), b * float(size), length)))
-        self.weights.copy_(
-            torch.cholesky_solve(
-                shifts, torch.linalg.cholesky(self.covariance_of(slice(None)) + self._noise(slice(None)))
-            )
-        )
+        root = torch.linalg.cholesky(self.covariance_of(slice(None)) + noise)
+        self.weights.copy_(torch.cholesky_solve(shifts, root))
 
     def _most_probable(self, shifts: Tensor, centres: Tensor, similarity: Tensor, noise: Tensor) -> tuple[float, float]:
         """Return the length and the relative ``b`` under which the shifts ``(groups, size)`` are most probable."""
