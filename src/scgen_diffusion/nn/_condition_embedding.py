@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 NOT_GIVEN = -math.inf  # instead of a number
-VECTORS = "vectors"  # known embeddings, in the names of a state dict
 N_OCTAVES = 4  # frequencies for the sines and cosines of a number; the slowest has a period of 16 standard deviations
 
 
@@ -288,7 +287,8 @@ class KnownVectors(nn.Module):
 
     def __init__(self, vectors: Tensor, width: int) -> None:
         super().__init__()
-        self.register_buffer("vectors", standardised(vectors))
+        vectors = vectors.float()
+        self.register_buffer("vectors", (vectors - vectors.mean(0)) / _spread(vectors).clamp(min=1e-6))
         self.project = nn.Sequential(nn.Linear(vectors.shape[1], width), nn.SiLU(), nn.Linear(width, width))
         nn.init.normal_(self.project[-1].weight, std=0.02)
         nn.init.zeros_(self.project[-1].bias)
@@ -296,12 +296,6 @@ class KnownVectors(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Embed numbers of vectors ``(...)`` as ``(..., width)``."""
         return self.project(self.vectors[codes])
-
-
-def standardised(vectors: Tensor) -> Tensor:
-    """Centre vectors ``(n, d)`` and scale them by one factor to a mean square of 1."""
-    centred = vectors.float() - vectors.float().mean(0)
-    return centred / centred.square().mean().sqrt().clamp(min=1e-6)
 
 
 def extended_state(
@@ -354,7 +348,7 @@ def _extended(table: nn.Module, reference: nn.Module, learned: Tensor) -> dict[s
         state["weight"] = torch.cat([_extended_rows(classes, learned), not_given])
     elif "members.weight" in state:
         state["members.weight"] = _extended_rows(state["members.weight"], learned)
-    for name in [name for name in state if name.endswith(VECTORS)]:
+    for name in [name for name in state if name.endswith("vectors")]:  # known embeddings
         state[name] = _extended_vectors(state[name], table.state_dict()[name])
     return state
 

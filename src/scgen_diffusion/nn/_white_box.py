@@ -137,9 +137,9 @@ def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
         raise ValueError(msg)
     tokens = tokens.double()
     n_tokens, width = tokens.shape[-2:]
-    gram = _smaller_gram(tokens) * (width / (n_tokens * eps**2))
+    gram = tokens @ tokens.mT if n_tokens < width else tokens.mT @ tokens  # the determinant is the same
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.slogdet(identity + gram).logabsdet / 2
+    return torch.linalg.slogdet(identity + gram * (width / (n_tokens * eps**2))).logabsdet / 2
 
 
 def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Tensor:
@@ -175,10 +175,3 @@ def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Ten
 def sparsity(tokens: Tensor) -> Tensor:
     """Return the share of exact zeros in tokens ``(..., n, d)``, as ``(...)``."""
     return (tokens == 0).float().mean(dim=(-2, -1))
-
-
-def _smaller_gram(tokens: Tensor) -> Tensor:
-    """Return Z Z' or Z' Z, whichever is smaller: adding the identity gives them the same determinant."""
-    n_tokens, width = tokens.shape[-2:]
-    transposed = tokens.transpose(-1, -2)
-    return tokens @ transposed if n_tokens < width else transposed @ tokens
