@@ -509,18 +509,14 @@ class Entries(NamedTuple):
 
 
 def _log_gamma_rise(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    is_large = theta > LARGE_THETA
-    direct = (x + theta).lgamma() - theta.lgamma(), (x + theta).digamma() - theta.digamma()
-    series = _log_gamma_rise_of_large(x, theta)
-    return torch.where(is_large, series[0], direct[0]), torch.where(is_large, series[1], direct[1])
-
-
-def _log_gamma_rise_of_large(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtract Stirling's series term by term; the difference of the sums loses too many digits in float32."""
+    """Subtract Stirling's series term by term if ``theta`` is large, as a difference of sums loses float32's digits."""
+    rise, slope = (x + theta).lgamma() - theta.lgamma(), (x + theta).digamma() - theta.digamma()
     log_ratio, inverse = torch.log1p(x / theta), 1 / (x + theta)
     drop = x * inverse / theta  # of 1 / theta, on the way to 1 / (x + theta)
-    rise = (x + theta - 0.5) * log_ratio + x * (theta.log() - 1) - drop / 12
-    return rise, log_ratio + drop / 2 + drop * (inverse + 1 / theta) / 12
+    rise_of_large = (x + theta - 0.5) * log_ratio + x * (theta.log() - 1) - drop / 12
+    slope_of_large = log_ratio + drop / 2 + drop * (inverse + 1 / theta) / 12
+    is_large = theta > LARGE_THETA
+    return torch.where(is_large, rise_of_large, rise), torch.where(is_large, slope_of_large, slope)
 
 
 class _LogLikelihood(torch.autograd.Function):
