@@ -526,13 +526,11 @@ class PriorPlan(AveragingPlan):
             "condition": module.drop_conditions(batch["condition"], drop_probability, generator),
         }
         data = module.standardise(z)
-        velocity_loss = diffusion_loss(network, module.path, TARGETS["velocity"], data, **drawn).mean()
-        if module.output_values != "counts":
-            return {"loss": velocity_loss, "velocity_loss": velocity_loss}
-        condition = module.drop_conditions(batch["condition"], drop_probability, generator)
-        library_loss = module.library_size.loss(condition, z, batch["log_total"]).mean()
-        total = velocity_loss + library_loss
-        return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
+        losses = {"velocity_loss": diffusion_loss(network, module.path, TARGETS["velocity"], data, **drawn).mean()}
+        if module.output_values == "counts":
+            condition = module.drop_conditions(batch["condition"], drop_probability, generator)
+            losses["library_size_loss"] = module.library_size.loss(condition, z, batch["log_total"]).mean()
+        return {"loss": sum(losses.values()), **losses}
 
 
 class PerturbationFlowPlan(StagePlan):
