@@ -41,15 +41,7 @@ class Posterior(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Maps a cell's expression to its :class:`Posterior`, by attention pooling, factor pooling, or the sum of both.
-
-    Parameters
-    ----------
-    n_genes
-        Size of the panel.
-    architecture
-        Sizes and parts.
-    """
+    """Maps a cell's expression to its :class:`Posterior`, by attention pooling, factor pooling, or the sum of both."""
 
     def __init__(self, n_genes: int, architecture: SCLDMArchitecture) -> None:
         super().__init__()
@@ -106,17 +98,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps latents to the outputs that the likelihood needs, by gene queries or gene factors.
-
-    Parameters
-    ----------
-    n_genes
-        Size of the panel.
-    n_outputs
-        Numbers per gene.
-    architecture
-        Sizes and parts.
-    """
+    """Maps latents to ``n_outputs`` numbers per gene, which the likelihood needs, by gene queries or gene factors."""
 
     def __init__(self, n_genes: int, n_outputs: int, architecture: SCLDMArchitecture) -> None:
         super().__init__()

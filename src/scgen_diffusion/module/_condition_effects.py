@@ -27,16 +27,7 @@ class ConditionEffects(nn.Module):
     """Two effects of classes and sets on every gene, on its share and its dispersion. They add up over keys.
 
     They start at zero. Numbers have no effects: nothing would hold them to the cells at a number without training
-    cells.
-
-    Parameters
-    ----------
-    n_genes
-        Size of the panel.
-    conditions
-        Encoding of each condition key, see :class:`ConditionEmbedding`.
-    width
-        Width of the conditions' embedding.
+    cells. The embedding of the conditions has the given width.
 
     Examples
     --------

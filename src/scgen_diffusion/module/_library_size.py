@@ -124,15 +124,6 @@ class MultimodalLibrarySize(nn.Module):
 
     A modality's total follows from the latent *and* the totals of the modalities before it, because a cell that lost
     half of its content lost it in all modalities.
-
-    Parameters
-    ----------
-    n_modalities
-        Number of modalities.
-    conditions
-        Encoding of each condition key.
-    n_features
-        Number of latent dimensions over all tokens.
     """
 
     def __init__(self, n_modalities: int, conditions: Sequence[ConditionEncoding], n_features: int) -> None:

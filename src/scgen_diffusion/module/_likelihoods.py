@@ -328,13 +328,6 @@ class MultimodalLikelihood(nn.Module):
 
     Outputs are one tensor per modality. Values, means and targets are concatenated, ``(cells, features of all)``.
     Library sizes are ``(cells, modalities)``.
-
-    Parameters
-    ----------
-    parts
-        Likelihood of each modality.
-    n_features
-        Number of features of each modality.
     """
 
     def __init__(self, parts: Sequence[Likelihood], n_features: Sequence[int]) -> None:

@@ -46,13 +46,6 @@ class MultimodalEncoder(nn.Module):
     the cell's modalities, :math:`q(z) \propto p(z) \prod_m q_m(z)`. One modality is enough to place a cell, more
     modalities place it more precisely, and without any the prior remains.
 
-    Parameters
-    ----------
-    n_features
-        Number of features of each modality.
-    architecture
-        Sizes and parts, the same for every encoder.
-
     References
     ----------
     Wu & Goodman 2018, Multimodal generative models for scalable weakly-supervised learning. arXiv 1802.05335.
@@ -77,15 +70,7 @@ class MultimodalEncoder(nn.Module):
 
 
 class MultimodalDecoder(nn.Module):
-    """One :class:`Decoder` per modality.
-
-    Parameters
-    ----------
-    n_features, n_outputs
-        Number of features of each modality, and outputs per feature.
-    architecture
-        Sizes and parts, the same for every decoder.
-    """
+    """One :class:`Decoder` per modality."""
 
     def __init__(self, n_features: Sequence[int], n_outputs: Sequence[int], architecture: SCLDMArchitecture) -> None:
         super().__init__()

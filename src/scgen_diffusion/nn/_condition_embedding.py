@@ -209,14 +209,9 @@ class KnownClasses(nn.Module):
 
 
 class NumberEmbedding(nn.Module):
-    """A smooth function of numbers: a small network of all of them and their slow sines and cosines.
+    """A smooth function of ``n`` numbers: a small network of them and their slow sines and cosines.
 
-    Parameters
-    ----------
-    width
-        Width of the embedding.
-    n
-        How many numbers there are. The network sees them together, so that positions need not add up.
+    The network sees all numbers together, so that positions need not add up.
     """
 
     frequencies: Tensor
@@ -240,16 +235,7 @@ class SetEmbedding(nn.Module):
     r"""A function of a set: :math:`s + \text{network}(s)`, where ``s`` is the sum of the members' vectors.
 
     The network starts at zero and can learn effects that are not additive. The order of the members does not matter. An
-    empty set differs from a set that is not given.
-
-    Parameters
-    ----------
-    n
-        Number of members.
-    width
-        Width of the embedding.
-    vectors
-        Known embedding of each member, ``(n, d)``.
+    empty set differs from a set that is not given. Parameters as in :class:`Members`.
     """
 
     def __init__(self, n: int, width: int, vectors: Tensor | None = None) -> None:
@@ -273,14 +259,9 @@ class SetEmbedding(nn.Module):
 
 
 class KnownVectors(nn.Module):
-    """A learned projection of given vectors, which also embeds classes and members that were never trained on.
+    """A learned projection of given vectors ``(n, d)``, which also embeds classes and members never trained on.
 
-    Parameters
-    ----------
-    vectors
-        ``(n, d)``. They are centred and scaled to a mean square of 1.
-    width
-        Width of the embedding.
+    The vectors are centred and scaled to a mean square of 1.
     """
 
     vectors: Tensor

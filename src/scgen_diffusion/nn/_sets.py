@@ -115,15 +115,7 @@ class AttentionPooling(nn.Module):
 
 
 class FactorPooling(nn.Module):
-    r"""A weighted sum over genes, :math:`\sum_g p_g w_g` of the normalised profile ``p``, and a small network.
-
-    Parameters
-    ----------
-    n_genes
-        Size of the panel.
-    width
-        Width of the pooled vector and of the result.
-    """
+    r"""A weighted sum over genes, :math:`\sum_g p_g w_g` of the normalised profile ``p``, and a small network."""
 
     def __init__(self, n_genes: int, width: int) -> None:
         super().__init__()

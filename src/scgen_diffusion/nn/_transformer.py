@@ -53,15 +53,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Cross-attention from queries to tokens, without biases.
-
-    Parameters
-    ----------
-    width
-        Width of queries and tokens, a multiple of ``n_heads``.
-    n_heads
-        Number of heads.
-    """
+    """Cross-attention from queries to tokens, both of one width, without biases."""
 
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
@@ -203,17 +195,7 @@ class MLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention and SwiGLU, each with a residual.
-
-    Parameters
-    ----------
-    width
-        Token width.
-    n_heads
-        Number of heads.
-    hidden
-        Inner width of the feed-forward half.
-    """
+    """Pre-norm self-attention and SwiGLU of inner width ``hidden``, each with a residual."""
 
     def __init__(self, width: int, n_heads: int, hidden: int | None = None) -> None:
         super().__init__()
@@ -234,16 +216,8 @@ class CrossAttentionBlock(nn.Module):
     .. math:: y = q + \operatorname{Attn}(\operatorname{LN}_q(q), \operatorname{LN}(x)), \quad
         y + \operatorname{SwiGLU}(\operatorname{LN}(y))
 
-    Invariant to the order of the tokens ``x`` and equivariant to that of the queries ``q``.
-
-    Parameters
-    ----------
-    width
-        Width of queries and tokens.
-    n_heads
-        Number of heads.
-    hidden
-        Inner width of the feed-forward half.
+    Invariant to the order of the tokens ``x`` and equivariant to that of the queries ``q``. The SwiGLU has the inner
+    width ``hidden``.
     """
 
     def __init__(self, width: int, n_heads: int, hidden: int | None = None) -> None:

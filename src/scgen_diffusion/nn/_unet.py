@@ -133,13 +133,7 @@ class DoubleConvolution(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Pre-norm self-attention among positions, and a feed-forward network, each with a residual.
-
-    Parameters
-    ----------
-    n_channels
-        Channels of a position.
-    """
+    """Pre-norm self-attention among positions, and a feed-forward network, each with a residual."""
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()

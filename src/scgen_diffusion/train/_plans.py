@@ -365,18 +365,9 @@ class StagePlan(pl.LightningModule):
 class AverageUpdate:
     r"""Updates the exponential moving average of a network's weights after every step.
 
-    After ``n`` updates the decay is :math:`\min(d, (1 + n) / (10 + n))`, so that short runs average too. It is counted
-    here: ``AveragedModel.update_parameters`` asks the device each time, which makes a GPU finish its work first.
-    Buffers are copied once, since training does not change them.
-
-    Parameters
-    ----------
-    averaged
-        The averaged copy.
-    network
-        The network.
-    decay
-        Largest decay :math:`d`.
+    After ``n`` updates the decay is :math:`\min(d, (1 + n) / (10 + n))`, with the given ``decay`` as :math:`d`, so that
+    short runs average too. Updates are counted here: ``AveragedModel.update_parameters`` asks the device each time,
+    which makes a GPU finish its work first. Buffers are copied once, since training does not change them.
     """
 
     @torch.no_grad()
