@@ -1529,7 +1529,6 @@ class DiffusionModel(BaseModelClass):
             reference.module,
             [torch.from_numpy(known) for known in mark_occurring(after, self.combinations_)],
             lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
-            trainable=trainable,
             with_perturbation_flow=keeps_perturbation_flow,
         )
         self._copy_features(reference)

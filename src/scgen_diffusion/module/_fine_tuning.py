@@ -41,7 +41,6 @@ def copy_reference(
     learned: Sequence[Tensor],
     recode: Callable[[Tensor], Tensor],
     *,
-    trainable: Trainable,
     with_perturbation_flow: bool,
 ) -> None:
     """Copy everything from a trained module with the same keys.
@@ -58,8 +57,6 @@ def copy_reference(
         Mask of the classes or members that the reference learned, ``(values of module,)`` for each key.
     recode
         Turns codes ``(n, columns)`` of the reference into codes of the module.
-    trainable
-        Part to train.
     with_perturbation_flow
         Whether to copy the perturbation flow, too.
     """
