@@ -27,7 +27,7 @@ class ConditionEffects(nn.Module):
     """Two effects of classes and sets on every gene, on its share and its dispersion. They add up over keys.
 
     They start at zero. Numbers have no effects: nothing would hold them to the cells at a number without training
-    cells. The embedding of the conditions has the given width.
+    cells.
 
     Examples
     --------

@@ -198,11 +198,10 @@ class ConditionedModule(BaseModuleClass):
     def draw_totals(
         self, library_size: np.ndarray | None, generators: Generators, condition: Tensor, features: Tensor
     ) -> Tensor:
-        """Draw total counts ``(cells, ...)`` given conditions ``(cells, columns)`` and features; given totals stay."""
+        """Draw total counts ``(cells, ...)``, except given ones, for conditions ``(cells, columns)`` and features."""
         uniform = generators.uniform(*self.library_size.shape)  # drawn for given totals, too: later draws stay the same
-        if library_size is not None:
-            return torch.tensor(library_size, device=features.device)
-        return self.library_size.draw(condition, features, uniform)
+        given = None if library_size is None else uniform.new_tensor(library_size)
+        return self.library_size.draw(condition, features, uniform, given)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals of cells ``x (cells, genes)``: their own, ``(cells, 1)``, whatever ``z``.

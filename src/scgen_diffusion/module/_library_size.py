@@ -93,8 +93,10 @@ class LibrarySizeModel(nn.Module):
         deviations = (self.standardise(log_totals)[:, None] - means) / log_stds.exp()
         return -(log_weights - deviations.square() / 2 - log_stds).logsumexp(1)
 
-    def draw(self, condition: Tensor, features: Tensor, uniform: Tensor) -> Tensor:
-        """Return the totals, at least 1, ``(n,)`` at levels ``uniform (n,)`` of the distributions, by bisection."""
+    def draw(self, condition: Tensor, features: Tensor, uniform: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return totals of at least 1 at levels ``uniform (n,)`` of the distributions, by bisection, or those given."""
+        if given is not None:
+            return given
         log_weights, means, log_stds = self._components(condition, features)
         reach = FARTHEST * log_stds.exp()
         low, high = (means - reach).amin(1), (means + reach).amax(1)

@@ -19,7 +19,6 @@ from ._likelihoods import BernoulliLikelihood, MultimodalLikelihood, has_counts
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from scvi.module.base import LossOutput
 
     from scgen_diffusion.diffusion import Generators
@@ -166,14 +165,6 @@ class MultimodalModule(SCLDMModule):
     def log_totals(self, x: Tensor) -> Tensor:
         """Return log totals, NaN where a cell lacks the modality, ``(cells, modalities)``."""
         return self.totals(x).log().masked_fill(~self.has(x), torch.nan)
-
-    def draw_totals(
-        self, library_size: np.ndarray | None, generators: Generators, condition: Tensor, features: Tensor
-    ) -> Tensor:
-        """Draw total counts ``(cells, modalities)``; given totals stay, except NaN."""
-        uniform = generators.uniform(*self.library_size.shape)
-        given = None if library_size is None else torch.from_numpy(library_size).to(uniform)
-        return self.library_size.draw(condition, features, uniform, given)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals for decoding latents ``z`` of cells ``x``; totals of missing modalities are predicted.
