@@ -28,6 +28,7 @@ from scvi.model.base import BaseModelClass
 from scgen_diffusion._arguments import known_names, list_first, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
 from scgen_diffusion.data import (
+    OPEN,
     PROVENANCE_KEY,
     CellFiles,
     ConditionField,
@@ -85,7 +86,7 @@ from scgen_diffusion.module import (
 from scgen_diffusion.nn import Classes, ConditionEncoding, Members, Number
 from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
-from ._jobs import CELL_NAMES, Generation, Prediction, check_learned, control_cells, writable
+from ._jobs import CELL_NAMES, Generation, Prediction, check_learned, request_of_cells, writable
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
@@ -120,8 +121,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import Recipe, StageData, TrainingCells
-
-    from ._jobs import ControlCells
 
 
 class History(dict[str, "pd.DataFrame"]):
@@ -1041,7 +1040,7 @@ class DiffusionModel(BaseModelClass):
             "outside_training": engine.warn_outside_training(distinct, are_judged, totals),
         }
         request, identity = CellRequest(codes, sampling, totals, seed), engine.identity(sampling, codes, totals)
-        return Generation(engine, request, identity, provenance, codes.is_uniform, self._build, batch_size)
+        return Generation(engine, request, identity, provenance, codes, self._build, batch_size)
 
     def _prediction(
         self,
@@ -1072,8 +1071,11 @@ class DiffusionModel(BaseModelClass):
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
         source, _ = self.open_cells(adata_control, "adata_control", with_labels=True)
-        given = control_cells(engine.conditions, source, condition)
-        own, codes, method = given.own, given.codes, self._prediction_method(given, method)
+        own, condition = source.codes, engine.conditions.as_table(condition)
+        requested = request_of_cells(engine.conditions, own, source.obs_names, condition)
+        codes = requested.all()
+        codes = np.where(codes == OPEN, own, codes)
+        method = self._prediction_method(own, codes, source.obs_names, method)
         check_learned(self.module, engine.conditions, own, method)
         check_order({"`library_size`": library_size}, source.obs_names, CELL_NAMES)
         if method == "inversion":  # in any number of steps, on any path
@@ -1089,29 +1091,29 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         totals = None if library_size is None else engine.totals(library_size, len(own), output)
         is_same = (own == codes).all(1)
-        if is_same.any() and (given.condition is not None or keep_residuals):
+        if is_same.any() and (condition is not None or keep_residuals):
             warn_user(
                 f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
                 "predicted: they come back as they are, or as their reconstruction. Leave them out."
             )
-        groups = PerturbedGroups(self.module, engine.conditions, own, codes) if method == "perturbation_flow" else None
-        if groups is not None and not len(groups.codes):
-            groups = None
-        are_judged = np.tile(~is_same & (groups is not None), 2)  # a support looks at the control cells too
+        has_groups = method == "perturbation_flow" and not is_same.all()
+        groups = PerturbedGroups(self.module, engine.conditions, own, codes) if has_groups else None
+        are_judged = np.tile(~is_same & has_groups, 2)  # a support looks at the control cells too
         how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
         outside = engine.warn_outside_training(np.concatenate([codes, own]), are_judged, totals)
-        asked = "that of each control cell" if given.condition is None else describe_condition(given.condition)
+        asked = "that of each control cell" if condition is None else describe_condition(condition)
         provenance = engine.record(sampling, "of each cell" if totals is None else "given", seed) | how
         provenance |= {"condition": asked, "outside_training": outside}
         return Prediction(
             engine,
             PredictionRequest(own, codes, sampling, inversion, keep_residuals, totals, seed, groups),
-            engine.identity(sampling, given.requested, totals) | how,
+            engine.identity(sampling, requested, totals) | how,
             provenance,
-            given.requested.is_uniform,
+            requested,
             self._build,
             batch_size,
-            given=given,
+            source=source,
+            keys=list(engine.conditions.named(condition)),
             obs=None if isinstance(source, CellFiles) else writable(source.cells.obs),
             read=lambda rows, size: (part[REGISTRY_KEYS.X_KEY] for part, _ in self.read_cells(source, rows, size)),
             genes=self.var_.index,
@@ -1151,8 +1153,8 @@ class DiffusionModel(BaseModelClass):
         """Return the sampler of ``predict_perturbation``, or its default."""
         return self.default_sampler if sampler is None else sampler
 
-    def _prediction_method(self, cells: ControlCells, method: str | None) -> str:
-        """Return the method to use; raise unless the stages it needs are trained."""
+    def _prediction_method(self, own: np.ndarray, new: np.ndarray, names: pd.Index, method: str | None) -> str:
+        """Return the method for cells with such codes and names; raise unless the stages it needs are trained."""
         self._check_ready_to_generate()
         return "inversion"
 

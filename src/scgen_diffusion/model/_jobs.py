@@ -16,10 +16,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion.data import (
     OF_CONTROL,
-    OPEN,
     PROVENANCE_KEY,
-    CellFiles,
-    GivenCells,
     check_order,
     digest_of,
     drop_unused_categories,
@@ -42,7 +39,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes
+    from scgen_diffusion.data import CellFiles, Conditions, GivenCells, RequestedCodes
     from scgen_diffusion.generation import CellGenerator, CellRequest, Support
 
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20,000
@@ -61,8 +58,8 @@ class Job(ABC):
         What the cells depend on, but for their number and the seed; see :meth:`CellGenerator.identity`.
     provenance
         Record of the request in ``uns``.
-    is_uniform
-        Whether the same conditions were requested for all cells.
+    requested
+        Codes of the requested conditions, open for keys left out.
     build
         Builds an AnnData or MuData from values, ``obs``, provenance and ``obsm``.
     batch_size
@@ -74,14 +71,14 @@ class Job(ABC):
     request: Any
     identity: dict[str, Any]
     provenance: dict[str, Any]
-    is_uniform: bool
+    requested: RequestedCodes
     build: Callable[..., Any]
     batch_size: int | None
 
     @property
-    @abstractmethod
     def n_cells(self) -> int:
         """Number of cells."""
+        return len(self.requested)
 
     @property
     def name(self) -> str:
@@ -89,7 +86,7 @@ class Job(ABC):
 
         Cells of like conditions do not depend on their number.
         """
-        n_cells = None if self.is_uniform else self.n_cells
+        n_cells = None if self.requested.is_uniform else self.n_cells
         return f"{self.engine.name}-{digest_of(sorted(self.identity.items()), self.request.seed, n_cells)[:N_DIGITS]}"
 
     def identify(self) -> dict[str, Any]:
@@ -118,13 +115,9 @@ class Job(ABC):
         options = {"desc": self.task, "unit": "cell", "delay": SECONDS_WITHOUT_BAR, "disable": not show_progress}
         return tqdm(total=total, initial=n_done, **options)
 
-    def make_part(self, rows: range, progress: tqdm) -> AnnData:
-        """Make a part for a file, whose first row begins a block, with all categories."""
-        return self.build(*self.cells(rows, progress))
-
     @abstractmethod
     def cells(self, rows: range, progress: tqdm) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
-        """Make some cells: values, ``obs``, provenance and ``obsm``."""
+        """Make the cells of some rows, of which the first begins a block: values, ``obs``, provenance and ``obsm``."""
 
     def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
         """Return the ``uns`` of all cells from those of parts: that of any part."""
@@ -137,11 +130,6 @@ class Generation(Job):
 
     task = "Generating"
     request: CellRequest
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return len(self.request.codes)
 
     def judge(self) -> None:
         """Judge combinations that training never saw, which the perturbation flow makes."""
@@ -161,37 +149,16 @@ class Generation(Job):
         return x, conditions.to_obs(codes, names), self.provenance, conditions.to_obsm(codes)
 
 
-@dataclass(frozen=True)
-class ControlCells:
-    """Given cells and what is asked of them.
-
-    Parameters
-    ----------
-    source
-        The cells, in memory or in files.
-    condition
-        The new condition; a table of cells that were given for it.
-    requested
-        Codes of the new condition, open for keys left out.
-    own, codes
-        Codes of their own and of their new conditions, ``(cells, columns)``.
-    """
-
-    source: GivenCells | CellFiles
-    condition: Any
-    requested: RequestedCodes
-    own: np.ndarray
-    codes: np.ndarray
-
-
 @dataclass
 class Prediction(Job):
     """A checked request of ``predict_perturbation``.
 
     Parameters
     ----------
-    given
-        The given cells.
+    source
+        The given cells, in memory or in files.
+    keys
+        Names of the requested keys.
     obs
         Their ``obs``; None for cells in files, of which only the conditions are known.
     read
@@ -204,25 +171,21 @@ class Prediction(Job):
 
     task = "Predicting"
     request: PredictionRequest
-    given: ControlCells
+    source: GivenCells | CellFiles
+    keys: Sequence[str]
     obs: pd.DataFrame | None
     read: Callable[[np.ndarray, int], Iterator[Tensor]]
     genes: pd.Index
     supports: Sequence[Support] = ()
 
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return len(self.given.own)
-
     def identify(self) -> dict[str, Any]:
         """Return what the cells depend on, the given cells included. Raise for ``obs`` that anndata cannot write."""
-        given, of_obs = self.given, ""
+        of_obs = ""
         if self.obs is not None:
             obs = self.obs.set_axis(self.obs.index.astype(object).rename(None))  # the file has other names of cells
             part_of(AnnData(obs=obs))
             of_obs = digest_of(list(obs), pd.util.hash_pandas_object(obs, index=False).to_numpy())
-        return {**self.identity, "adata_control": digest_of(given.source.digest, given.own, of_obs)}
+        return {**self.identity, "adata_control": digest_of(self.source.digest, self.request.own, of_obs)}
 
     def judge(self) -> None:
         """Judge each effect that the perturbation flow predicts."""
@@ -263,22 +226,21 @@ class Prediction(Job):
 
         A cell in another place draws other random numbers, so its name has the place.
         """
-        given, conditions, cut = self.given, self.engine.conditions, slice(rows.start, rows.stop)
-        own, codes = given.own[cut], given.codes[cut]
-        cells = given.source.obs_names[cut]
+        conditions, cut = self.engine.conditions, slice(rows.start, rows.stop)
+        own, codes = self.request.own[cut], self.request.codes[cut]
+        cells = self.source.obs_names[cut]
         names = pd.Index([f"{self.name}-{row}-{cell}" for row, cell in zip(rows, cells, strict=True)])
         obs = conditions.to_obs(own, names) if self.obs is None else self.obs.iloc[cut].set_axis(names)
         new = conditions.to_obs(codes, names)
         arrays, old = (conditions.to_obsm(some) for some in (codes, own))
-        keys = list(conditions.named(given.condition))
-        columns = [key for key in keys if key in new]
+        columns = [key for key in self.keys if key in new]
         obs = obs.assign(**{f"{key}{OF_CONTROL}": obs[key] for key in columns}, **{key: new[key] for key in columns})
-        return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in keys if key in old}
+        return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in self.keys if key in old}
 
     def mean_change(self, sums: ProfileSums) -> dict[str, pd.DataFrame]:
-        """Return the mean changes, an entry of ``uns``; none without sums."""
+        """Return the mean changes, an entry of ``uns``; none if no group is perturbed."""
         groups = self.request.groups
-        if groups is None or not len(sums.numbers):
+        if groups is None:
             return {}
         support = self.provenance["support"]
         number = np.repeat(np.arange(len(support)), len(self.genes))
@@ -293,9 +255,10 @@ class Prediction(Job):
         return {"mean_change": drop_unused_categories(pd.DataFrame(table))}
 
 
-def control_cells(conditions: Conditions, source: GivenCells | CellFiles, condition: ConditionRequest) -> ControlCells:
-    """Return given cells with their new conditions, checked."""
-    own, condition = source.codes, conditions.as_table(condition)
+def request_of_cells(
+    conditions: Conditions, own: np.ndarray, names: pd.Index, condition: Mapping[str, Any] | pd.DataFrame | None
+) -> RequestedCodes:
+    """Check what is asked of given cells, with codes of their ``own (cells, columns)`` and ``names``."""
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
         may_lack = [key.name for key in conditions.by_key if key.may_be_missing]
         msg = (
@@ -307,9 +270,8 @@ def control_cells(conditions: Conditions, source: GivenCells | CellFiles, condit
     if any(1 < len(values) < len(own) for _, values in requested.given):
         msg = f"`condition` must have one value for all cells, or one for each of {len(own)} cells, in each key."
         raise ValueError(msg)
-    check_order({"`condition`": condition}, source.obs_names, CELL_NAMES)
-    codes = requested.all()
-    return ControlCells(source, condition, requested, own, np.where(codes == OPEN, own, codes))
+    check_order({"`condition`": condition}, names, CELL_NAMES)
+    return requested
 
 
 def writable(obs: pd.DataFrame) -> pd.DataFrame:

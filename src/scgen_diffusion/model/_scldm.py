@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    import pandas as pd
+
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import (
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
         TensorTable,
     )
 
-    from ._jobs import ControlCells
     from ._training import StageRun
 
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
@@ -339,32 +340,32 @@ class SCLDM(AutoencoderModel):
     def _outputs(self) -> tuple[InputValues, ...]:
         return (self.module.output_values,)
 
-    def _prediction_method(self, cells: ControlCells, method: str | None) -> str:
+    def _prediction_method(self, own: np.ndarray, new: np.ndarray, names: pd.Index, method: str | None) -> str:
         has_flow, unfit = "perturbation_flow" in self.trained_stages_, ""
         if method == "perturbation_flow" and not has_flow:
             msg = "`method` is 'perturbation_flow', but the model has none; call train_perturbation_flow() first."
             raise RuntimeError(msg)
         if has_flow and method != "inversion":
-            if not (unfit := self._unfit_for_perturbation_flow(cells)):
+            if not (unfit := self._unfit_for_perturbation_flow(own, new, names)):
                 return "perturbation_flow"
             if method == "perturbation_flow":
                 msg = f"{unfit} Give only cells that fit, or choose method='inversion'."
                 raise ValueError(msg)
         self._check_ready_to_generate()
-        if not has_flow and method is None and self.conditions.are_unseen(cells.codes).any():
+        if not has_flow and method is None and self.conditions.are_unseen(new).any():
             unfit = "The model has no perturbation flow: call `train_perturbation_flow(control_values=...)`."
-        if unfit and (cells.own != cells.codes).any():
+        if unfit and (own != new).any():
             warn_user(f"Predicted by inversion, which is less accurate and has no support. {unfit}")
         return "inversion"
 
-    def _unfit_for_perturbation_flow(self, cells: ControlCells) -> str:
+    def _unfit_for_perturbation_flow(self, own: np.ndarray, new: np.ndarray, names: pd.Index) -> str:
         """Say which of the cells the perturbation flow cannot predict, and why; empty if it can predict all."""
         flow: Any = self.module.perturbation_flow
-        own, new = (self.module.condition_tensor(codes) for codes in (cells.own, cells.codes))
-        rows = np.flatnonzero(flow.unfit(own, new).cpu().numpy())
+        unfit = flow.unfit(self.module.condition_tensor(own), self.module.condition_tensor(new))
+        rows = np.flatnonzero(unfit.cpu().numpy())
         if not len(rows):
             return ""
         return (
             "The perturbation flow starts from cells with the `control_values` and changes no other key, which "
-            f"does not fit {len(rows):,} of {len(cells.own):,} cells (such as {cells.source.obs_names[rows[0]]!r})."
+            f"does not fit {len(rows):,} of {len(own):,} cells (such as {names[rows[0]]!r})."
         )

@@ -140,7 +140,8 @@ class PartMaker(pl.LightningModule):
     def predict_step(self, number: int) -> int:
         """Make and write a part that is missing."""
         if number < len(self.stream.rows) and not self.stream.path(number).exists():
-            self.stream.write(number, self.job.make_part(self.stream.rows[number], self.bar))
+            cells = self.job.build(*self.job.cells(self.stream.rows[number], self.bar))
+            self.stream.write(number, cells)
         return number
 
     def on_predict_end(self) -> None:
