@@ -23,7 +23,7 @@ from scgen_diffusion.generation import check_batch_size, check_sampled, rows_of
 from ._base import DiffusionModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
     from sparse import GCXS
@@ -80,8 +80,8 @@ class AutoencoderModel(DiffusionModel):
             For what is not cells, other genes, another kind of values, and unknown conditions of cells in files.
         """
         parts = []
-        for tensors, generators in self._batches(adata, indices, batch_size, seed):
-            posterior = self.module.inference(tensors[REGISTRY_KEYS.X_KEY])["posterior"]
+        for x, generators in self._batches(adata, indices, batch_size, seed):
+            posterior = self.module.inference(x)["posterior"]
             if return_dist:
                 values = torch.stack([posterior.mean, posterior.std.square()])
             elif give_mean:
@@ -224,8 +224,8 @@ class AutoencoderModel(DiffusionModel):
         keep_dense = not sample or self._outputs[0] == "log1p"
         source = self.given_cells(adata, "adata")
         values = []
-        for tensors, generators in self._batches(adata, indices, batch_size, seed):
-            decoded = self._reconstruct(tensors[REGISTRY_KEYS.X_KEY], generators if sample else None)
+        for x, generators in self._batches(adata, indices, batch_size, seed):
+            decoded = self._reconstruct(x, generators if sample else None)
             values.append(rows_of(decoded, sparse=not keep_dense))
         stacked = stack_rows(values)
         obs = drop_unused_categories(source.obs.iloc[row_numbers(indices, source.n_obs)])
@@ -288,13 +288,8 @@ class AutoencoderModel(DiffusionModel):
         """
         self._check_gives_expression("get_normalized_expression")
         scale, genes = check_scale(library_size), registered_genes(self.registry_)
-        columns = gene_columns(gene_list, genes)
-
-        def decode(x: Tensor, z: Tensor) -> Tensor:
-            return self.module.expected_values(x, z, scale)[:, columns]
-
         how = n_samples, return_mean, return_numpy, batch_size, seed
-        return self._decode_draws(decode, genes[columns], adata, indices, *how)
+        return self._decode_draws(0, genes, gene_list, scale, adata, indices, *how)
 
     @torch.inference_mode()
     def posterior_predictive_sample(
@@ -353,9 +348,9 @@ class AutoencoderModel(DiffusionModel):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return each cell's negative log-likelihood at one draw of the latent, and its KL divergence, ``(cells,)``."""
         errors, divergences = [], []
-        for tensors, generators in self._batches(adata, indices, batch_size, seed):
+        for x, generators in self._batches(adata, indices, batch_size, seed):
             noise = generators.normal(*self.module.latent_shape)
-            _, _, losses = self.module(tensors, inference_kwargs={"noise": noise})
+            _, _, losses = self.module({REGISTRY_KEYS.X_KEY: x}, inference_kwargs={"noise": noise})
             errors.append(losses.reconstruction_loss["reconstruction_loss"].cpu())
             divergences.append(losses.kl_local["kl_local"].cpu())
         return torch.cat(errors).numpy(), torch.cat(divergences).numpy()
@@ -366,14 +361,14 @@ class AutoencoderModel(DiffusionModel):
         indices: Sequence[int] | np.ndarray | None,
         batch_size: int | None,
         seed: int | None,
-    ) -> Iterator[tuple[Mapping[str, Tensor], Generators]]:
-        """Yield tensors of cells, on the model's device, with their random numbers. Cells in memory need no labels."""
+    ) -> Iterator[tuple[Tensor, Generators]]:
+        """Yield expression ``(cells, genes)`` on the model's device, with the cells' random numbers."""
         self._check_has_autoencoder()
         seed = resolve_seed(seed)
         batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
         source = self.open_cells(adata, "adata", indices, with_labels=False)
         for tensors, rows in self.read_cells(*source, self._engine.round_to_blocks(batch_size)):
-            yield tensors, Generators(seed, rows.tolist(), self.device)
+            yield tensors[REGISTRY_KEYS.X_KEY], Generators(seed, rows.tolist(), self.device)
 
     def _check_has_autoencoder(self) -> None:
         if "autoencoder" not in self.trained_stages_:
@@ -393,8 +388,10 @@ class AutoencoderModel(DiffusionModel):
 
     def _decode_draws(
         self,
-        decode: Callable[[Tensor, Tensor], Tensor],
-        names: pd.Index,
+        modality: int,
+        features: pd.Index,
+        gene_list: Sequence[str] | None,
+        scale: float | None,
         adata: AnnData | CellFiles | None,
         indices: Sequence[int] | np.ndarray | None,
         n_samples: int,
@@ -403,31 +400,22 @@ class AutoencoderModel(DiffusionModel):
         batch_size: int | None,
         seed: int | None,
     ) -> pd.DataFrame | np.ndarray:
-        """Draw latents of cells and decode them.
-
-        Parameters
-        ----------
-        decode
-            Maps cells ``(cells, genes)`` and their latents to values ``(cells, features)``.
-        names
-            Names of the features.
-        adata, indices, n_samples, return_mean, return_numpy, batch_size, seed
-            As for :meth:`get_normalized_expression`.
-        """
+        """Draw latents of cells and decode a modality; its ``features`` and ``scale`` are checked."""
+        columns = gene_columns(gene_list, features)
         keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
         source = None if keeps_samples or return_numpy else self.given_cells(adata, "adata")  # a table needs names
         parts = []
-        for tensors, generators in self._batches(adata, indices, batch_size, seed):
-            x = tensors[REGISTRY_KEYS.X_KEY]
+        for x, generators in self._batches(adata, indices, batch_size, seed):
             posterior = self.module.inference(x)["posterior"]
-            noise = (generators.normal(*self.module.latent_shape) for _ in range(n_samples))
-            samples = (decode(x, posterior.draw(each)) for each in noise)  # the mean needs no memory for all of them
+            # one sample after another: the mean needs no memory for all of them
+            draws = (posterior.draw(generators.normal(*self.module.latent_shape)) for _ in range(n_samples))
+            samples = (self.module.expected_values(x, z, scale, modality)[:, columns] for z in draws)
             values = torch.stack([each.cpu() for each in samples]) if keeps_samples else sum(samples) / n_samples
             parts.append(values.cpu().numpy())
         values = np.concatenate(parts, axis=-2)
         if source is None:
             return values
-        return pd.DataFrame(values, source.obs_names[row_numbers(indices, source.n_obs)], names)
+        return pd.DataFrame(values, source.obs_names[row_numbers(indices, source.n_obs)], features[columns])
 
     def _sample_counts(
         self,
@@ -442,8 +430,7 @@ class AutoencoderModel(DiffusionModel):
         import sparse  # imported here because it takes a second
 
         n_samples, parts = check_count("n_samples", n_samples), []
-        for tensors, generators in self._batches(adata, indices, batch_size, seed):
-            x = tensors[REGISTRY_KEYS.X_KEY]
+        for x, generators in self._batches(adata, indices, batch_size, seed):
             samples = [self._reconstruct(x, generators, n)[:, columns].cpu().numpy() for n in range(n_samples)]
             check_sampled(drawn := np.stack(samples, axis=-1))
             parts.append(sparse.GCXS.from_numpy(drawn[..., 0] if n_samples == 1 else drawn))

@@ -242,21 +242,17 @@ class MULTISCLDM(SCLDM):
         ... )  # doctest: +SKIP
         """
         how: dict[str, Any] = {"n_samples": n_samples, "return_mean": return_mean, "return_numpy": return_numpy}
+        how |= {"batch_size": batch_size, "seed": seed}
         if modality is None:
-            how |= {"gene_list": gene_list, "library_size": library_size}
-            how |= {"batch_size": batch_size, "seed": resolve_seed(seed)}
+            how |= {"gene_list": gene_list, "library_size": library_size, "seed": resolve_seed(seed)}
             return {m: self.get_normalized_expression(adata, indices, modality=m, **how) for m in self.modalities}
         number, features = self._locate_modality(modality)
-        columns, is_binary = gene_columns(gene_list, features), self.modalities[modality].likelihood == "bernoulli"
+        is_binary = self.modalities[modality].likelihood == "bernoulli"
         scale = check_scale(("latent" if is_binary else 1) if library_size is None else library_size)
         if is_binary and scale is not None and scale >= len(features):
             msg = f"`library_size` of zeros and ones must be below {len(features)}, their number, but found {scale}."
             raise ValueError(msg)
-
-        def decode(x: Tensor, z: Tensor) -> Tensor:
-            return self.module.expected_values(x, z, scale, number)[:, columns]
-
-        return self._decode_draws(decode, features[columns], adata, indices, batch_size=batch_size, seed=seed, **how)
+        return self._decode_draws(number, features, gene_list, scale, adata, indices, **how)
 
     @torch.inference_mode()
     def posterior_predictive_sample(
