@@ -91,7 +91,7 @@ def plan_runs(
     n_cells, n_validation_cells
         Numbers of training and of validation cells.
     """
-    planned = {}
+    runs = []
     epochs = _by_stage("max_epochs", max_epochs, recipes)
     changes = _by_stage("plan_kwargs", plan_kwargs, recipes)
     if options.early_stopping and (not n_validation_cells or [*recipes] == ["perturbation_flow"]):
@@ -105,12 +105,12 @@ def plan_runs(
             change = {"patience": USUAL_PATIENCE if options.early_stopping else None, **change}
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
-        asked, usual_epochs = epochs[stage], recipe.max_epochs(n_cells)
-        n_epochs = usual_epochs if asked is None else check_count("max_epochs", asked)
+        usual_epochs = recipe.max_epochs(n_cells)
+        n_epochs = usual_epochs if epochs[stage] is None else check_count("max_epochs", epochs[stage])
         seed = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
-        planned[stage] = recipe, n_epochs, usual_epochs, seed + FURTHER_SEEDS.get(stage, 0)
-    options = options.with_progress({stage: n_epochs for stage, (_, n_epochs, *_) in planned.items()})
-    return [StageRun(stage, *plan, options) for stage, plan in planned.items()]
+        runs.append(StageRun(stage, recipe, n_epochs, usual_epochs, seed + FURTHER_SEEDS.get(stage, 0), options))
+    with_bar = options.with_progress({run.stage: run.n_epochs for run in runs})
+    return [replace(run, options=with_bar) for run in runs]
 
 
 def _by_stage(argument: str, given: Any, stages: Mapping[str, Any]) -> Mapping[str, Any]:
