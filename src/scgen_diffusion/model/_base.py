@@ -333,10 +333,10 @@ class DiffusionModel(BaseModelClass):
         return digest_of("\n".join(map(str, self._cells.obs_names)))
 
     @classmethod
-    def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
+    def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], **options: Any) -> None:
         """Register cells as those of a registry were, with other ``options`` of the setup."""
         check_is_anndata(adata, "adata")
-        check_same_genes(adata.var_names, genes)
+        check_same_genes(adata.var_names, registered_genes(registry))
         separate_copy(cls, adata)
         cls.setup_anndata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
@@ -1321,7 +1321,7 @@ class DiffusionModel(BaseModelClass):
         _, _, device = parse_device_args(accelerator, device, one=True)
         cells = find_cells(adata, saved.path)
         if cells is not None:
-            cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
+            cls._register_like(cells, saved.registry)
         with name_damaged_file(saved.path):
             model = cls(cells, registry=saved.registry, **saved.options)
             for name, value in saved.attributes.items():
@@ -1458,10 +1458,8 @@ class DiffusionModel(BaseModelClass):
             model = cls(registry=cells.registry, **options)
             model._take_cells(cells)
         else:
-            reference._check_same_features(adata)
             tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings)
-            extended = {"extend_categories": True, "condition_embeddings": tables}
-            cls._register_like(adata, registry, reference.var_.index, **extended)
+            cls._register_like(adata, registry, extend_categories=True, condition_embeddings=tables)
             model = cls(adata, **options)
         model._start_from(reference, trainable)
         model.to_device(device)

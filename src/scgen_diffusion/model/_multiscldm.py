@@ -341,7 +341,7 @@ class MULTISCLDM(SCLDM):
         self.modality_vars_ = dict(reference.modality_vars_)  # the new cells may lack modalities
 
     @classmethod
-    def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
+    def _register_like(cls, adata: MuData, registry: Mapping[str, Any], **options: Any) -> None:
         check_is_mudata(adata)
         separate_copy(cls, adata)
         cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
