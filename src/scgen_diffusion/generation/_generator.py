@@ -15,7 +15,7 @@ import torch
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import LARGEST_COUNT, OPEN, digest_of, to_plain
-from scgen_diffusion.diffusion import Generators, Guidance, block_size, check_sampler, samplers_for
+from scgen_diffusion.diffusion import Generators, Guidance, block_size, samplers_for
 
 from ._request import SamplingOptions, check_batch_size
 from ._rows import rows_of
@@ -108,10 +108,6 @@ class CellGenerator:
             "values": output,
         }
         return SamplingOptions(chosen, n_steps, guidance, output, record)
-
-    def check_sampler(self, sampling: SamplingOptions) -> None:
-        """Raise unless the sampler and its number of steps fit the module's path."""
-        check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
 
     def totals(self, library_size: Any, n_cells: int, output: InputValues) -> np.ndarray | None:
         """Check a user's library size; ones for log values.
@@ -374,9 +370,9 @@ class CellGenerator:
         generators = Generators(request.seed, positions.tolist(), module.device)
         own, codes = module.condition_tensor(request.own[positions]), request.codes[positions]
         new = module.condition_tensor(codes)
-        by_flow: dict[str, Any] = {}
+        perturbed = None
         if request.inversion is None:
-            by_flow["perturbed"] = own, new, None if request.corrections is None else request.corrections.of(codes)
+            perturbed = own, new, None if request.corrections is None else request.corrections.of(codes)
 
         def predict(generators: Generators) -> Tensor:
             def move(states: Tensor) -> Tensor:
@@ -394,7 +390,7 @@ class CellGenerator:
                 wanted = torch.from_numpy(sizes[positions]).to(measured)
                 return torch.where(wanted.isnan(), measured, wanted)
 
-            how = {"output": sampling.output, "keep_residuals": request.keep_residuals, **by_flow}
+            how = {"output": sampling.output, "keep_residuals": request.keep_residuals, "perturbed": perturbed}
             return module.predict_cells(x, move, draw_totals, generators, **how)
 
         values = module.redraw_empty(predict, generators)[:n_wanted]

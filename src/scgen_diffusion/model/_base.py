@@ -65,7 +65,7 @@ from scgen_diffusion.data import (
     to_plain,
     values_in,
 )
-from scgen_diffusion.diffusion import inversion_by
+from scgen_diffusion.diffusion import check_sampler, inversion_by
 from scgen_diffusion.generation import (
     CellGenerator,
     CellRequest,
@@ -86,7 +86,7 @@ from scgen_diffusion.module import (
 from scgen_diffusion.nn import Classes, ConditionEncoding, Members, Number
 from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
-from ._jobs import CELL_NAMES, Generation, Prediction, check_learned, request_of_cells, writable
+from ._jobs import Generation, Prediction, check_learned, request_of_cells, writable
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
@@ -1027,7 +1027,7 @@ class DiffusionModel(BaseModelClass):
         self._check_ready_to_generate()
         engine, seed, sampler = self._engine, resolve_seed(seed), self.default_sampler if sampler is None else sampler
         sampling = engine.sampling(sampler, n_steps, guidance_scale, self._output(counts))
-        engine.check_sampler(sampling)
+        check_sampler(sampling.sampler, self.module.path, n_steps)
         condition = engine.conditions.as_table(condition)
         if isinstance(condition, pd.DataFrame):
             check_order({"`library_size`": library_size}, condition.index, "condition.index")
@@ -1072,17 +1072,18 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         source, _ = self.open_cells(adata_control, "adata_control", with_labels=True)
         own, condition = source.codes, engine.conditions.as_table(condition)
-        requested = request_of_cells(engine.conditions, own, source.obs_names, condition)
+        requested = request_of_cells(engine.conditions, own, condition)
+        given = {"`condition`": condition, "`library_size`": library_size}
+        check_order(given, source.obs_names, "adata_control.obs_names")
         codes = requested.all()
         codes = np.where(codes == OPEN, own, codes)
         method = self._prediction_method(own, codes, source.obs_names, method)
         check_learned(self.module, engine.conditions, own, method)
-        check_order({"`library_size`": library_size}, source.obs_names, CELL_NAMES)
         if method == "inversion":  # in any number of steps, on any path
             inversion = inversion_by(sampling.sampler, self.module.path)
         else:
             inversion = None
-            engine.check_sampler(sampling)
+            check_sampler(sampling.sampler, self.module.path, n_steps)
             if sampling.guidance != self.module.unguided:
                 msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
                 raise ValueError(msg)

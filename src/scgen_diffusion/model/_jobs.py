@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from scgen_diffusion.data import (
     OF_CONTROL,
     PROVENANCE_KEY,
-    check_order,
     digest_of,
     drop_unused_categories,
     have_labels,
@@ -39,11 +38,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scgen_diffusion.data import CellFiles, Conditions, GivenCells, RequestedCodes
+    from scgen_diffusion.data import CellFiles, ConditionRequest, Conditions, GivenCells, RequestedCodes
     from scgen_diffusion.generation import CellGenerator, CellRequest, Support
 
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20,000
-CELL_NAMES = "adata_control.obs_names"
 
 
 @dataclass
@@ -192,11 +190,7 @@ class Prediction(Job):
         groups = self.request.groups
         if groups is None:
             return
-
-        def read(positions: np.ndarray) -> Tensor:
-            return torch.cat([*self.read(positions, len(positions))])
-
-        self.supports = groups.supports(read)
+        self.supports = groups.supports(lambda rows: torch.cat([*self.read(rows, len(rows))]))
         self.request.corrections = Corrections.of_supports(groups.codes, self.supports)
         columns = support_columns(self.engine.conditions, groups.codes, groups.n_cells, self.supports)
         self.provenance["support"] = pd.DataFrame(columns)
@@ -255,10 +249,8 @@ class Prediction(Job):
         return {"mean_change": drop_unused_categories(pd.DataFrame(table))}
 
 
-def request_of_cells(
-    conditions: Conditions, own: np.ndarray, names: pd.Index, condition: Mapping[str, Any] | pd.DataFrame | None
-) -> RequestedCodes:
-    """Check what is asked of given cells, with codes of their ``own (cells, columns)`` and ``names``."""
+def request_of_cells(conditions: Conditions, own: np.ndarray, condition: ConditionRequest) -> RequestedCodes:
+    """Check the condition that is asked of cells with codes of their ``own (cells, columns)``."""
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
         may_lack = [key.name for key in conditions.by_key if key.may_be_missing]
         msg = (
@@ -270,7 +262,6 @@ def request_of_cells(
     if any(1 < len(values) < len(own) for _, values in requested.given):
         msg = f"`condition` must have one value for all cells, or one for each of {len(own)} cells, in each key."
         raise ValueError(msg)
-    check_order({"`condition`": condition}, names, CELL_NAMES)
     return requested
 
 
