@@ -41,13 +41,7 @@ def _to_host(values: Tensor) -> np.ndarray:
 
 
 def check_sampled(values: np.ndarray) -> None:
-    """Raise if any value of cells is not finite.
-
-    Raises
-    ------
-    FloatingPointError
-        For values that are NaN or infinite.
-    """
+    """Raise FloatingPointError for values that are NaN or infinite."""
     if not np.isfinite(values).all():
         msg = (
             "Sampling diverged: the generated values are not finite. Try more steps, another sampler or less guidance. "

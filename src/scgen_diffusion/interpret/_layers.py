@@ -190,20 +190,7 @@ def _measure(network: GeneDiT, batches: Iterable[CellBatch], timesteps: Sequence
 
 @torch.no_grad()
 def cell_statistics(network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor) -> dict[Label, Tensor]:
-    """Measure every layer on every cell.
-
-    Parameters
-    ----------
-    network
-        A network with white-box blocks.
-    x_t, t, condition
-        Inputs of the network.
-
-    Returns
-    -------
-    dict
-        One number per cell for each label, ``(cells,)``.
-    """
+    """Return each statistic ``(cells,)`` of every layer, for inputs of the network."""
     measured: dict[Label, Tensor] = {}
     dit = network.network
     context = dit.embed_context(t, condition)

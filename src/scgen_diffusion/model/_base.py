@@ -137,14 +137,10 @@ class DiffusionModel(BaseModelClass):
     A subclass builds the module and trains its stages.
     """
 
-    architecture: Any
     _architectures: ClassVar[Mapping[str, Any]]
     """Architectures by size."""
     registry_: dict[str, Any]
     var_: pd.DataFrame
-    train_indices_: Any
-    validation_indices_: Any
-    test_indices_: Any
     combinations_: np.ndarray
     combination_sizes_: np.ndarray
     trained_stages_: list[str]
@@ -312,10 +308,8 @@ class DiffusionModel(BaseModelClass):
         )
         self._count_combinations(self._registered_codes)
 
-    def _take_cells(self, datamodule: TrainingCells | None) -> None:
-        """Let these cells replace the model's cells; None keeps them."""
-        if datamodule is None:
-            return
+    def _take_cells(self, datamodule: TrainingCells) -> None:
+        """Let these cells replace the model's cells."""
         if not isinstance(datamodule, CellFiles):
             msg = f"`datamodule` must be scgen_diffusion.data.CellFiles, but found {type(datamodule).__name__}."
             raise TypeError(msg)
@@ -534,7 +528,8 @@ class DiffusionModel(BaseModelClass):
         started, how, before, plans = time.monotonic(), RunOptions.of(**options), self._snapshot(), list[StagePlan]()
         how = replace(how, enable_progress_bar=how.is_first_process() and how.enable_progress_bar)
         try:
-            self._take_cells(datamodule)
+            if datamodule is not None:
+                self._take_cells(datamodule)
             if isinstance(cells := self._cells, RegisteredCells):
                 cells.check()
             self._split(*shares)
@@ -1209,14 +1204,11 @@ class DiffusionModel(BaseModelClass):
         """Yield expression and conditions of some rows, on the model's device, with the row numbers."""
         respect_thread_limit()
         self.module.eval()
-        start = 0
-        for tensors in source.loader(rows, batch_size):
-            x = tensors[REGISTRY_KEYS.X_KEY]
-            batch = rows[start : start + len(x)]
-            start += len(x)
+        for start, tensors in zip(range(0, len(rows), batch_size), source.loader(rows, batch_size), strict=True):
+            batch = rows[start : start + batch_size]
             if isinstance(source, GivenCells) and (where := source.where):  # files were checked when they were opened
                 advice = "The model was set up with counts there."
-                totals = check_values(x.numpy(), where, self._input_values, advice)
+                totals = check_values(tensors[REGISTRY_KEYS.X_KEY].numpy(), where, self._input_values, advice)
                 check_not_empty(totals, source.obs_names[batch], where)
             yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, batch
 
@@ -1567,10 +1559,6 @@ class DiffusionModel(BaseModelClass):
         if (flow := self.module.perturbation_flow) is not None:
             masks |= dict.fromkeys(flow.parameters())
         return masks
-
-    @property
-    def _keeps_autoencoder(self) -> bool:
-        return self.reference_ is not None and self.reference_["trainable"] != "all"
 
 
 def refuse_unknown(arguments: Mapping[str, Any]) -> None:

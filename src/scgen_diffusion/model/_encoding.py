@@ -220,17 +220,14 @@ class AutoencoderModel(DiffusionModel):
         KeyError, RuntimeError, TypeError, ValueError
             As :meth:`get_latent_representation`.
         """
-        seed = resolve_seed(seed)
-        keep_dense = not sample or self._outputs[0] == "log1p"
-        source = self.given_cells(adata, "adata")
-        values = []
+        seed, source, output = resolve_seed(seed), self.given_cells(adata, "adata"), self._outputs[0]
+        parts = []
         for x, generators in self._batches(adata, indices, batch_size, seed):
             decoded = self._reconstruct(x, generators if sample else None)
-            values.append(rows_of(decoded, sparse=not keep_dense))
-        stacked = stack_rows(values)
+            parts.append(rows_of(decoded, sparse=sample and output == "counts"))
         obs = drop_unused_categories(source.obs.iloc[row_numbers(indices, source.n_obs)])
-        kind = {"reconstruction": "sampled" if sample else "mean", "values": self._outputs[0]}
-        return self._build(stacked, obs, {"model": type(self).__name__, **kind, "seed": seed})
+        how = {"reconstruction": "sampled" if sample else "mean", "values": output, "seed": seed}
+        return self._build(stack_rows(parts), obs, {"model": type(self).__name__, **how})
 
     @torch.inference_mode()
     def get_normalized_expression(

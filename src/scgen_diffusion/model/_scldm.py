@@ -281,6 +281,10 @@ class SCLDM(AutoencoderModel):
         self._record_trained(*self.trained_stages_, "perturbation_flow")
         return plan
 
+    @property
+    def _keeps_autoencoder(self) -> bool:
+        return self.reference_ is not None and self.reference_["trainable"] != "all"
+
     def _due_stages(self) -> Sequence[str]:
         control = self.registry_["setup_args"]["control_values"]
         stages = ["prior"] if self._keeps_autoencoder else ["autoencoder", "prior"]

@@ -71,10 +71,9 @@ class TrainingPairs:
         if perturbing := [name for name in names if name in control]:
             msg = f"`match_keys` has {perturbing[0]!r}, but this key perturbs (`control_values`); leave it out."
             raise ValueError(msg)
-        n_cells = len(self.codes)
-        self.labels = cells.match_labels(names) if names else pd.DataFrame(index=range(n_cells))
+        self.labels = cells.match_labels(names)
         matched = [pd.factorize(self.labels[name])[0] for name in self.labels]
-        self.matched = np.column_stack(matched or [np.zeros(n_cells, int)])
+        self.matched = np.column_stack(matched or [np.zeros(len(self.codes), int)])
         self.rows = rows[have_labels(self.conditions.by_key, self.codes[rows])]
         perturbs = self._columns_of(control)
         self._are_control = are_same_codes(self.codes[self.rows][:, perturbs], self.code[perturbs])
