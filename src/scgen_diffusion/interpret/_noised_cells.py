@@ -34,13 +34,7 @@ DEFAULT_TIME = 500
 
 
 def check_times(path: VariancePreserving, times: Sequence[float] | float, *, most: float = np.inf) -> list[float]:
-    """Return timesteps as a list.
-
-    Raises
-    ------
-    ValueError
-        If there are no times, or too many, or one is not a number or beyond the ends of the path.
-    """
+    """Return timesteps as a list; raise ValueError for none, too many, and those that the path does not have."""
     values, highest = np.ravel(times).tolist(), path.n_timesteps - 1
     if not 0 < len(values) <= most or not all(is_number(value) and 0 <= value <= highest for value in values):
         msg = f"`times` must be numbers from 0 to {highest}, but found {times!r}."
@@ -54,17 +48,7 @@ def path_time(path: VariancePreserving, timestep: float) -> Tensor:
 
 
 def groups_of(adata: AnnData, rows: np.ndarray, groupby: str | None) -> pd.Series:
-    """Return the group of every cell as a category. Cells in ``rows`` must have one.
-
-    Raises
-    ------
-    TypeError
-        If several columns are named.
-    KeyError
-        If the column is unknown.
-    ValueError
-        If a cell has no value, or there are several columns of this name.
-    """
+    """Return the group of every cell as a category; raise ValueError if a cell in ``rows`` has none."""
     if groupby is None:
         return pd.Series(ALL, adata.obs_names, dtype="category")
     groups = obs_column(adata, groupby, "adata").astype("category")
@@ -95,15 +79,7 @@ class CellBatch:
 
 
 def opened_network(model: WBDIT) -> GeneDiT:
-    """Return the network that a model generates with.
-
-    Raises
-    ------
-    RuntimeError
-        If the model is not trained.
-    ValueError
-        If it is of another class.
-    """
+    """Return the network that a trained model generates with; raise for any other."""
     if not isinstance(model, WBDIT):
         msg = f"`model` must be a WBDIT, but found {type(model).__name__}."
         raise ValueError(msg)

@@ -558,16 +558,9 @@ class DiffusionModel(BaseModelClass):
     def _fit(
         self, run: StageRun, plan_class: type[StagePlan], data: StageData, *depends_on: object, **arguments: Any
     ) -> StagePlan:
-        """Train a stage, and record how; return its plan.
+        """Train a stage, record its recipe and further ``arguments``, and return its plan.
 
-        Parameters
-        ----------
-        run, plan_class, data
-            The stage.
-        *depends_on
-            What its result depends on besides model and cells; a checkpoint is resumed only if it is the same.
-        **arguments
-            What to record besides the recipe.
+        A checkpoint is resumed only if model, cells and what the result ``depends_on`` besides are the same.
         """
         plan = plan_class(self.module, run.recipe, seed=run.seed)
         plan.trained_rows = self._trained_rows(plan.name)

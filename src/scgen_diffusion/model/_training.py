@@ -80,17 +80,7 @@ def plan_runs(
     n_cells: int,
     n_validation_cells: int,
 ) -> list[StageRun]:
-    """Apply a user's choices to the default recipes of the stages, in order.
-
-    Parameters
-    ----------
-    recipes
-        The default recipes.
-    options, max_epochs, batch_size, plan_kwargs
-        What the user chose.
-    n_cells, n_validation_cells
-        Numbers of training and of validation cells.
-    """
+    """Apply a user's choices to the default ``recipes`` of the stages, in order."""
     runs = []
     epochs = _by_stage("max_epochs", max_epochs, recipes)
     changes = _by_stage("plan_kwargs", plan_kwargs, recipes)
