@@ -89,15 +89,7 @@ def load_reference(
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a state dict from ``.safetensors`` or a Lightning ``.ckpt``, executing nothing.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, or holds more than plain values and tensors.
-    """
+    """Read a state dict from ``.safetensors`` or a Lightning ``.ckpt``; raise ValueError for any other content."""
     with explain_failed_read(f"{path} is damaged or not a file of weights"):
         path.open("rb").close()  # safetensors does not say why it cannot open a file
         content = load_file(path) if path.suffix == ".safetensors" else read_torch(path)
