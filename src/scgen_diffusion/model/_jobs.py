@@ -142,8 +142,8 @@ class Generation(Job):
             parts.append((x, codes))
             progress.update(len(codes))
         x, codes = stack_rows([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
-        names = pd.Index([f"{self.name}-{number}" for number in rows])
-        conditions = self.engine.conditions
+        name, conditions = self.name, self.engine.conditions
+        names = pd.Index([f"{name}-{number}" for number in rows])
         return x, conditions.to_obs(codes, names), self.provenance, conditions.to_obsm(codes)
 
 
@@ -220,10 +220,9 @@ class Prediction(Job):
 
         A cell in another place draws other random numbers, so its name has the place.
         """
-        conditions, cut = self.engine.conditions, slice(rows.start, rows.stop)
+        name, conditions, cut = self.name, self.engine.conditions, slice(rows.start, rows.stop)
         own, codes = self.request.own[cut], self.request.codes[cut]
-        cells = self.source.obs_names[cut]
-        names = pd.Index([f"{self.name}-{row}-{cell}" for row, cell in zip(rows, cells, strict=True)])
+        names = pd.Index([f"{name}-{row}-{cell}" for row, cell in zip(rows, self.source.obs_names[cut], strict=True)])
         obs = conditions.to_obs(own, names) if self.obs is None else self.obs.iloc[cut].set_axis(names)
         new = conditions.to_obs(codes, names)
         arrays, old = (conditions.to_obsm(some) for some in (codes, own))
