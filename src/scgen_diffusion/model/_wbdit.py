@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from scgen_diffusion.module import WBDIT_ARCHITECTURES
 
-from ._gene_space import ProfileModel
+from ._scrdit import SCRDIT
 
 
-class WBDIT(ProfileModel):
+class WBDIT(SCRDIT):
     """White-box diffusion transformer of single cells: a DDPM on log-normalised profiles with CRATE blocks.
 
     The same model as :class:`SCRDIT` with another transformer. One half of each block compresses the representation of
