@@ -195,9 +195,9 @@ class DiffusionModel(BaseModelClass):
 
     @adata.setter
     def adata(self, adata: AnnData | MuData) -> None:
-        self._check_same_features(adata)
-        separate_copy(type(self), adata)
         registry = self.registry_
+        self._check_same_features(adata, registry)
+        separate_copy(type(self), adata)
         BaseModelClass.adata.fset(self, adata)
         # scvi-tools drops the name of the setup method, without which a saved model cannot be loaded
         self.registry_ = {**registry, "field_registries": self.registry_["field_registries"]}
@@ -327,16 +327,18 @@ class DiffusionModel(BaseModelClass):
         return digest_of("\n".join(map(str, self._cells.obs_names)))
 
     @classmethod
-    def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], **options: Any) -> None:
+    def _register_like(cls, cells: Any, registry: Mapping[str, Any], **options: Any) -> None:
         """Register cells as those of a registry were, with other ``options`` of the setup."""
-        check_is_anndata(adata, "adata")
-        check_same_genes(adata.var_names, registered_genes(registry))
-        separate_copy(cls, adata)
-        cls.setup_anndata(adata, source_registry=registry, **{**registry["setup_args"], **options})
+        cls._check_same_features(cells, registry)
+        separate_copy(cls, cells)
+        setup = getattr(cls, "setup_mudata", cls.setup_anndata)
+        setup(cells, source_registry=registry, **{**registry["setup_args"], **options})
 
-    def _check_same_features(self, adata: AnnData) -> None:
-        check_is_anndata(adata, "adata")
-        check_same_genes(adata.var_names, self.var_.index)
+    @staticmethod
+    def _check_same_features(cells: Any, registry: Mapping[str, Any]) -> None:
+        """Raise unless cells are of the kind that a model reads, with the features of its registry."""
+        check_is_anndata(cells, "adata")
+        check_same_genes(cells.var_names, registered_genes(registry))
 
     def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], obsm: Any = None) -> Any:
         """Build what ``generate`` returns, from values, ``obs`` and provenance."""
@@ -1155,7 +1157,7 @@ class DiffusionModel(BaseModelClass):
             msg = f"The model has no cells in memory; give `{argument}`."
             raise ValueError(msg)
         cells = self.adata if adata is None else adata
-        self._check_same_features(cells)
+        self._check_same_features(cells, self.registry_)
         return cells
 
     def open_cells(

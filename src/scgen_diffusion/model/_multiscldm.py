@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion._compat import separate_copy, was_set_up_last
+from scgen_diffusion._compat import was_set_up_last
 from scgen_diffusion.data import (
     JOINED,
     PROVENANCE_KEY,
@@ -340,15 +340,10 @@ class MULTISCLDM(SCLDM):
         super()._copy_features(reference)
         self.modality_vars_ = dict(reference.modality_vars_)  # the new cells may lack modalities
 
-    @classmethod
-    def _register_like(cls, adata: MuData, registry: Mapping[str, Any], **options: Any) -> None:
-        check_is_mudata(adata)
-        separate_copy(cls, adata)
-        cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
-
-    def _check_same_features(self, adata: MuData) -> None:
-        check_is_mudata(adata)
-        check_same_features(adata, self.modalities)
+    @staticmethod
+    def _check_same_features(cells: Any, registry: Mapping[str, Any]) -> None:
+        check_is_mudata(cells)
+        check_same_features(cells, modalities_of(expression_state(registry)))
 
     def _values_of(self, cells: MuData) -> tuple[sp.csr_matrix, str]:
         """Join and check the values of given cells; its own have a copy of theirs from when they were set up."""
