@@ -397,7 +397,7 @@ class AutoencoderModel(DiffusionModel):
         batch_size: int | None,
         seed: int | None,
     ) -> pd.DataFrame | np.ndarray:
-        """Draw latents of cells and decode a modality; its ``features`` and ``scale`` are checked."""
+        """Decode features of a modality from draws of the cells' latents, as ``get_normalized_expression`` does."""
         columns = gene_columns(gene_list, features)
         keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
         source = None if keeps_samples or return_numpy else self.given_cells(adata, "adata")  # a table needs names
