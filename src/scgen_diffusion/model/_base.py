@@ -141,6 +141,9 @@ class DiffusionModel(BaseModelClass):
     """Architectures by size."""
     registry_: dict[str, Any]
     var_: pd.DataFrame
+    train_indices_: Any
+    validation_indices_: Any
+    test_indices_: Any
     combinations_: np.ndarray
     combination_sizes_: np.ndarray
     trained_stages_: list[str]
