@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ def ending_by_signals(trainer: pl.Trainer) -> Iterator[None]:
     After SIGTERM, Lightning would go on, and end as if all were well; after Ctrl-C, it raises SystemExit, and would
     ignore Ctrl-C from then on.
     """
-    trainer._signal_connector._sigterm_notifier_fn = lambda *_: sys.exit(TERMINATED)
+    trainer._signal_connector._sigterm_notifier_fn = _exit
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -66,6 +66,11 @@ def ending_by_signals(trainer: pl.Trainer) -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from end
+
+
+def _exit(*_: object) -> NoReturn:
+    """Exit; the trainer of a model keeps this function, and models can be pickled."""
+    sys.exit(TERMINATED)
 
 
 def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:

@@ -294,7 +294,7 @@ def test_no_generated_cell_is_empty_whatever_the_others(make_trained, cls, optio
 
     assert (cells.sum(1) > 0).all()
     assert np.array_equal(dense(model.generate(140, seed=0, **options).X), cells[:140])
-    assert np.array_equal(dense(model.generate(300, seed=0, batch_size=1, **options).X), cells)
+    assert np.array_equal(dense(model.generate(40, seed=0, batch_size=1, **options).X), cells[:40])
 
 
 @pytest.mark.parametrize(

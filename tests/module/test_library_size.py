@@ -143,18 +143,18 @@ def test_a_new_class_learns_its_totals_by_its_own_vector_alone():
     model.fit(torch.cat([log_totals, deeper]))
     vectors = model.embed.tables[0].weight
 
-    def learn(parameters, condition, wanted, n_steps):
-        optimiser = torch.optim.Adam(parameters, 2e-3)
-        for _ in range(n_steps):
+    def learn(parameters, condition, wanted, rate):
+        optimiser = torch.optim.Adam(parameters, rate)
+        for _ in range(300):
             optimiser.zero_grad()
             model.loss(condition, z, wanted).mean().backward()
             if parameters[0] is vectors:
                 vectors.grad[[0, 2, 3]] = 0
             optimiser.step()
 
-    learn([*model.parameters()], old, log_totals, 300)
+    learn([*model.parameters()], old, log_totals, 2e-3)
     before = model.draw(old, z, uniform)
-    learn([vectors], new, deeper, 1500)
+    learn([vectors], new, deeper, 2e-2)
 
     assert torch.equal(model.draw(old, z, uniform), before)
     assert abs(model.draw(new, z, uniform).log().median() - deeper.median()) < 0.15
