@@ -314,12 +314,8 @@ def test_a_shift_has_the_noise_of_the_cells_that_it_comes_from():
     controls = {"x": one(1.0), "y": one(10.0)}
     trained = {("A", "x"): one(2.0), ("B", "x"): one(4.0)}
     for shift, group, noise, control_share in (
-        (
-            Shift.of({("A", "x"): one(2.0)}, controls),
-            "x",
-            2,
-            0,
-        ),  # the mean is that of the training cells, and control cancels
+        # the mean is that of the training cells, and control cancels
+        (Shift.of({("A", "x"): one(2.0)}, controls), "x", 2, 0),
         (Shift.of(trained, controls), "x", 2 + 4 + 1, -1),
         (Shift.of(trained, controls, weight=0.5), "y", (2 + 4) / 4 + 1 + 10, 1),
     ):

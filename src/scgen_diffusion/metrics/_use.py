@@ -90,7 +90,7 @@ def trts_accuracy(
     if len(np.unique(real_labels)) < 2 or not known.any():
         return np.nan
     predicted, requested = _fit(real_values, real_labels).predict(synthetic_values[known]), requested[known]
-    return float(recall_score(requested, predicted, labels=np.unique(requested), average="macro", zero_division=0))
+    return float(recall_score(requested, predicted, labels=np.unique(requested), average="macro"))
 
 
 def augmentation_gain(
