@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scgen_diffusion.module import (
@@ -102,8 +102,10 @@ def test_the_published_sizes_are_those_of_the_papers(architectures, backbone, ze
     assert (a.zero_value, a.scaling, a.ema_decay) == (zero_value, "none", 0.0)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.integers(1, 60_000))
+@example(1)
+@example(60_000)
 def test_the_default_patches_fit_any_number_of_genes(n_genes):
     profiles, molecules = of_scrdit("default", width=8), of_scmdm(backbone="dit", width=8)
     for module, architecture in ((ProfileModule, profiles), (MoleculeModule, molecules)):
