@@ -283,7 +283,9 @@ OF_COUNTS = {"library_size": 1, "counts": True}
 
 
 @pytest.mark.parametrize(
-    ("cls", "options"), [(SCLDM, OF_COUNTS), (SCRDIT, {}), (SCMDM, {**OF_COUNTS, "n_steps": 8})], ids=["SCLDM", "SCRDIT", "SCMDM"]
+    ("cls", "options"),
+    [(SCLDM, OF_COUNTS), (SCRDIT, {}), (SCMDM, {**OF_COUNTS, "n_steps": 8})],
+    ids=["SCLDM", "SCRDIT", "SCMDM"],
 )
 def test_no_generated_cell_is_empty_whatever_the_others(make_trained, cls, options, dense):
     counts = np.random.default_rng(0).multinomial(2, np.full(12, 1 / 12), 96).astype(np.float32)
