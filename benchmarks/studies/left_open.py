@@ -8,8 +8,8 @@
 - *sampling*: DDPM with 1,000 steps, DDIM with 2 to 20 times fewer and `eta` from 0 to 1, and our solver.
 - *blocks*: white-box against ordinary blocks of one width and depth, with the coding rate of the tokens by layer.
 
-Networks have their default size and training: the papers' own need a GPU, and so does the U-Net.
-Adds to ``results/left_open.csv`` and writes ``docs/_static/left_open.png``.
+Networks have their default size and training: the papers' own need a GPU, and so does the U-Net. Adds
+to ``results/left_open.csv`` and writes ``docs/_static/left_open.png``.
 """
 
 from __future__ import annotations

@@ -57,6 +57,9 @@ def test_the_file_holds_the_cells_of_predict_perturbation(call, refused, folder,
     assert call(*command, "3")[0] == 0  # it is finished
     assert out.stat().st_mtime_ns == time
     refused("overwrite", *command, "4")
+    code, _, err = call(*command, "4", "--overwrite")
+    assert code == 0, err
+    assert anndata.read_h5ad(out).uns["scgen_diffusion"]["seed"] == 4
 
 
 @pytest.mark.parametrize(
