@@ -8,11 +8,11 @@ import torch
 from scgen_diffusion.diffusion import (
     FLOW_SAMPLERS,
     TARGETS,
+    DDIMSampler,
+    DDPMSampler,
     Denoiser,
-    FlowInversion,
     Generators,
     LinearInterpolant,
-    NoiseInversion,
     VariancePreserving,
 )
 
@@ -54,10 +54,9 @@ def generators(n=50):
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2)])
 def test_the_counterfactual_converges_to_the_exact_map(name, order):
     x = normal_data()
-    inversion = FlowInversion(FLOW_SAMPLERS[name].step)
 
     def error(n_steps):
-        found = inversion(velocity_of(OWN, STD), velocity_of(NEW, 1.5 * STD), x, n_steps=n_steps)
+        found = FLOW_SAMPLERS[name].invert(velocity_of(OWN, STD), velocity_of(NEW, 1.5 * STD), x, n_steps=n_steps)
         return (found - (NEW + 1.5 * (x - OWN))).abs().max().item()
 
     assert error(80) < (0.1 if order == 1 else 1e-3)
@@ -69,20 +68,20 @@ def test_the_counterfactual_converges_to_the_exact_map(name, order):
 def test_there_and_back_returns_the_data_however_few_steps_there_are(name, n_steps):
     field, x = velocity_of(OWN, STD), normal_data()
 
-    found = FlowInversion(FLOW_SAMPLERS[name].step)(field, field, x, n_steps=n_steps)
+    found = FLOW_SAMPLERS[name].invert(field, field, x, n_steps=n_steps)
 
     assert torch.equal(found, x)
 
 
-@pytest.mark.parametrize("inversion", [FlowInversion(), NoiseInversion()])
-def test_data_are_carried_over_one_by_one(inversion):
-    own, new, x = denoiser_of(OWN, STD), denoiser_of(NEW, 2 * STD), normal_data()
-    if isinstance(inversion, FlowInversion):
-        own, new = velocity_of(OWN, STD), velocity_of(NEW, 2 * STD)
+@pytest.mark.parametrize(
+    ("sampler", "field_of"), [(FLOW_SAMPLERS["midpoint"], velocity_of), (DDPMSampler(default_n_steps=50), denoiser_of)]
+)
+def test_data_are_carried_over_one_by_one(sampler, field_of):
+    own, new, x = field_of(OWN, STD), field_of(NEW, 2 * STD), normal_data()
 
-    few = inversion(own, new, x[7:9], generators=Generators(0, [7, 8]))
+    few = sampler.invert(own, new, x[7:9], generators=Generators(0, [7, 8]))
 
-    assert torch.equal(few, inversion(own, new, x, generators=generators())[7:9])
+    assert torch.equal(few, sampler.invert(own, new, x, generators=generators())[7:9])
 
 
 @pytest.mark.parametrize("path", [LinearInterpolant(), VariancePreserving()])
@@ -91,7 +90,7 @@ def test_data_are_carried_over_one_by_one(inversion):
 def test_the_noise_of_the_data_leads_to_the_data(path, eta, n_steps):
     denoiser, x = denoiser_of(OWN, STD, path), normal_data()
 
-    found = NoiseInversion(eta)(denoiser, denoiser, x, n_steps=n_steps, generators=generators())
+    found = DDIMSampler(eta=eta).invert(denoiser, denoiser, x, n_steps=n_steps, generators=generators())
 
     assert torch.equal(found, x)
 
@@ -102,7 +101,7 @@ def test_the_noise_of_the_data_leads_to_the_data(path, eta, n_steps):
 def test_distributions_of_one_shape_differ_by_a_shift_in_any_number_of_steps(path, eta, n_steps):
     own, new, x = denoiser_of(OWN, STD, path), denoiser_of(NEW, STD, path), normal_data()
 
-    found = NoiseInversion(eta)(own, new, x, n_steps=n_steps, generators=generators())
+    found = DDIMSampler(eta=eta).invert(own, new, x, n_steps=n_steps, generators=generators())
 
     signal = path.alpha(torch.zeros(1, dtype=torch.float64)).item()  # of the data at the noisiest time: 0.006 at most
     torch.testing.assert_close(found, x + NEW - OWN, atol=5 * signal + 1e-5, rtol=0)
@@ -113,7 +112,7 @@ def test_where_the_spread_differs_the_law_is_right(own, new):
     """Also where many noises lead to one value, which the flow back cannot separate: it gets one of them."""
     x = own[0] + own[1] * torch.randn(4, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    found = NoiseInversion()(denoiser_of(*own), denoiser_of(*new), x, n_steps=100, generators=generators(4))
+    found = DDPMSampler().invert(denoiser_of(*own), denoiser_of(*new), x, n_steps=100, generators=generators(4))
 
     assert found.mean().item() == pytest.approx(new[0], abs=0.05)  # of 20 000 values
     assert found.std().item() == pytest.approx(new[1], rel=0.05)  # of 100 steps

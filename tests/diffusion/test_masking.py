@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scgen_diffusion.diffusion import Denoiser, Generators, Masking, UnmaskingInversion, UnmaskingSampler, with_masked
+from scgen_diffusion.diffusion import Denoiser, Generators, Masking, UnmaskingSampler, with_masked
 
 PATH = Masking()
 SHARES = torch.tensor([0.5, 0.3, 0.15, 0.05])
@@ -58,7 +58,7 @@ def test_equal_predictions_return_the_same_items(path, depth, n_steps):
     denoiser = always(SHARES, path)
     x = torch.poisson(depth * torch.ones(400, len(SHARES)), torch.Generator().manual_seed(0))
 
-    moved = UnmaskingInversion()(
+    moved = UnmaskingSampler().invert(
         denoiser, denoiser, with_masked(x, torch.zeros(400)), n_steps=n_steps, generators=generators(400)
     )
 
@@ -71,7 +71,7 @@ def test_items_of_one_distribution_become_those_of_the_other():
     counts = torch.from_numpy(rng.multinomial(200, SHARES / SHARES.sum(), N)).float()
     x = with_masked(counts, counts.sum(1))
 
-    moved = UnmaskingInversion()(always(SHARES), always(new), x, n_steps=10, generators=generators())[:, :-1]
+    moved = UnmaskingSampler().invert(always(SHARES), always(new), x, n_steps=10, generators=generators())[:, :-1]
 
     torch.testing.assert_close(moved.mean(0), 200 * new, rtol=0.03, atol=0.2)
     assert stats.spearmanr(counts[:, 1] / counts[:, 2], moved[:, 1] / moved[:, 2]).statistic > 0.1  # residuals stay
@@ -82,7 +82,7 @@ def test_a_prediction_sees_its_own_items():
     first, second = always(torch.tensor([1, 1e-9])), always(torch.tensor([1e-9, 1]))
     loyal = Denoiser(lambda x, t: second.field(x, t) + 500 * x[:, None, :-1], PATH)  # to the first kind it sees
 
-    assert not UnmaskingInversion()(first, loyal, x, generators=generators(200))[:, 0].any()
+    assert not UnmaskingSampler().invert(first, loyal, x, generators=generators(200))[:, 0].any()
 
 
 def test_no_steps_are_refused():

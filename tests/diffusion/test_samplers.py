@@ -24,7 +24,6 @@ from scgen_diffusion.diffusion import (
     Generators,
     LinearInterpolant,
     Masking,
-    NoiseInversion,
     UnmaskingSampler,
     VariancePreserving,
     check_sampler,
@@ -259,7 +258,10 @@ def test_a_path_admits_objects_of_its_own_samplers_only(path):
     [
         *[("n_steps", lambda n=n: DDIMSampler()(build_denoiser(), start(), n_steps=n)) for n in (0, 1001, 2.5, True)],
         ("n_steps", lambda: FLOW_SAMPLERS["euler"](build_denoiser(STRAIGHT), start(), n_steps=0)),
-        ("n_steps", lambda: NoiseInversion()(build_denoiser(), build_denoiser(), start(), n_steps=0, generators=None)),
+        (
+            "n_steps",
+            lambda: DDIMSampler().invert(build_denoiser(), build_denoiser(), start(), n_steps=0, generators=None),
+        ),
         ("n_steps", lambda: check_sampler(DPMSolverSampler(), PATH, 1001)),
         ("n_steps", lambda: FixedStepSampler(euler_step, 0)(build_denoiser(STRAIGHT), start())),
         ("order", lambda: DPMSolverSampler(order=4)),

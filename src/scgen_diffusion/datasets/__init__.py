@@ -33,7 +33,3 @@ __all__ = [
     "pbmc68k_reduced",
     "worm_embryo",
 ]
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

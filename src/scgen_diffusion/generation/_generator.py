@@ -367,20 +367,21 @@ class CellGenerator:
         """Predict a whole block of given cells: their expression, positions in the request, and how many are wanted."""
         (x, positions, n_wanted), sampling, sizes = block, request.sampling, request.library_size
         module: Any = self.module
+        sampler: Any = sampling.sampler
         generators = Generators(request.seed, positions.tolist(), module.device)
         own, codes = module.condition_tensor(request.own[positions]), request.codes[positions]
         new = module.condition_tensor(codes)
         perturbed = None
-        if request.inversion is None:
+        if request.by_flow:
             perturbed = own, new, None if request.corrections is None else request.corrections.of(codes)
 
         def predict(generators: Generators) -> Tensor:
             def move(states: Tensor) -> Tensor:
                 options: dict[str, Any] = {"n_steps": sampling.n_steps, "generators": generators}
-                if request.inversion is None:  # the perturbation flow moves the cells that become perturbed
+                if request.by_flow:  # moves the cells that become perturbed
                     return module.perturbed_latents(states, own, new, sampling.sampler, **options)
                 to_noise, to_cells = module.denoiser(own, module.unguided), module.denoiser(new, sampling.guidance)
-                return request.inversion(to_noise, to_cells, states, **options)
+                return sampler.invert(to_noise, to_cells, states, **options)
 
             def draw_totals(features: Tensor) -> Tensor:
                 measured = module.decoding_totals(x, features, generators)

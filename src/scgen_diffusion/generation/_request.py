@@ -13,7 +13,7 @@ from scgen_diffusion._arguments import check_count
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest, RequestedCodes
-    from scgen_diffusion.diffusion import Guidance, Inversion, Sampler
+    from scgen_diffusion.diffusion import Guidance, Sampler
     from scgen_diffusion.nn import InputValues
 
     from ._support import Corrections, PerturbedGroups
@@ -82,8 +82,8 @@ class PredictionRequest:
         Codes of their own and of their new conditions, ``(cells, columns)``.
     sampling
         Sampler, steps, and guidance on the way to the new condition.
-    inversion
-        The inversion; None to use the trained perturbation flow.
+    by_flow
+        Whether the trained perturbation flow moves cells; else the sampler inverts them.
     keep_residuals
         Whether cells keep their own residuals or draw new ones.
     library_size
@@ -99,7 +99,7 @@ class PredictionRequest:
     own: np.ndarray
     codes: np.ndarray
     sampling: SamplingOptions
-    inversion: Inversion | None
+    by_flow: bool
     keep_residuals: bool
     library_size: Any
     seed: int

@@ -14,7 +14,3 @@ __all__ = [
     "layer_statistics",
     "shuffle_weights",
 ]
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

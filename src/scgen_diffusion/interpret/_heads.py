@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 SMALLEST_SHARE = 1e-6
 
-Tokens = Literal["patches", "global"]
-
 
 def head_name(layer: int, head: int) -> str:
     """Name a head as interpretability papers do: ``L0H2`` is head 2 of layer 0."""
@@ -57,7 +55,6 @@ def head_loadings(
     indices: Sequence[int] | np.ndarray | None = None,
     *,
     time: float = DEFAULT_TIME,
-    tokens: Tokens | None = None,
     conditional: bool = True,
     n_probes: int = 1,
     seed: int | None = None,
@@ -67,8 +64,9 @@ def head_loadings(
     .. math:: \ell_{kg} = \sqrt{\operatorname{mean}_{\text{cells}}
         \lVert \partial (U_k^\top Z) / \partial x_{t,g} \rVert_F^2}
 
-    over the tokens ``Z`` that the attention sees, for the network's input :math:`x_t`, at the given cells and time.
-    Inputs are scaled to unit variance per gene, so genes can be compared.
+    over tokens ``Z`` that the attention sees, for the network's input :math:`x_t`, at the given cells and time: the
+    global tokens, which read all genes, or those of patches if the network has none. Inputs are scaled to unit variance
+    per gene, so genes can be compared.
 
     Parameters
     ----------
@@ -81,9 +79,6 @@ def head_loadings(
     time
         Timestep, from 0 (data) to 999 (noise). At the default, a gene's own value says little, so the network must
         infer it from other genes.
-    tokens
-        ``"global"``: tokens that read all genes, each with its own weights. ``"patches"``: tokens of patches. Default:
-        the global tokens if the network has any.
     conditional
         Whether to give the network each cell's conditions, or none; then given cells in memory need none. Of a cell
         without one of its labels, a network trained with ``condition_strategy="joint"`` gets none. With
@@ -114,14 +109,13 @@ def head_loadings(
     genes of a strong programme share one. So each may load less than a gene that varies alone; compare with a
     model that was trained for one epoch.
 
-    All patches share one embedding. So with ``tokens="patches"`` the loadings depend on a gene's position in its patch,
-    whatever the gene. A network with shuffled weights (:func:`shuffle_weights`) shows what comes from the architecture
-    alone.
+    All patches share one embedding. So loadings of patches depend on a gene's position in its patch, whatever the gene.
+    A network with shuffled weights (:func:`shuffle_weights`) shows what comes from the architecture alone.
     """
     network, source, rows = opened(model, adata, indices)
     (timestep,) = check_times(model.module.path, time, most=1)
     check_count("n_probes", n_probes)
-    places = places_of(network, tokens)
+    places = slice(network.n_patches if network.n_global_tokens else 0, None)
     total = np.zeros((len(head_names(network)), source.n_vars))
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed):
         x_t, t, condition = batch.at(timestep)
@@ -137,16 +131,6 @@ def head_loadings(
                 total[head] += gradient.square().sum(0).cpu().double().numpy()
     loadings = np.sqrt(total.T / (len(rows) * n_probes))
     return pd.DataFrame(loadings, index=source.var_names, columns=head_names(network))
-
-
-def places_of(network: GeneDiT, tokens: Tokens | None) -> slice:
-    """Return where tokens of a kind are among all; by default the global ones, if the network has any."""
-    if tokens is None:
-        tokens = "global" if network.n_global_tokens else "patches"
-    if tokens not in ("patches", "global") or (tokens == "global" and not network.n_global_tokens):
-        msg = f"`tokens` must be 'patches', or 'global' for a model with `n_global_tokens`, but found {tokens!r}."
-        raise ValueError(msg)
-    return slice(network.n_patches) if tokens == "patches" else slice(network.n_patches, None)
 
 
 @torch.no_grad()

@@ -10,7 +10,3 @@ from ._scrdit import SCRDIT
 from ._wbdit import WBDIT
 
 __all__ = ["MULTISCLDM", "SCLDM", "SCMDM", "SCRDIT", "WBDIT", "load", "pretrained_models"]
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -65,7 +65,7 @@ from scgen_diffusion.data import (
     to_plain,
     values_in,
 )
-from scgen_diffusion.diffusion import check_sampler, inversion_by
+from scgen_diffusion.diffusion import check_sampler
 from scgen_diffusion.generation import (
     CellGenerator,
     CellRequest,
@@ -924,7 +924,7 @@ class DiffusionModel(BaseModelClass):
         -----
         UserWarning
             If an effect is extrapolated or unknown, some cells or all keep their conditions, the inversion replaces the
-            perturbation flow, training had no such conditions, or was cut short.
+            perturbation flow, or training had no such conditions.
 
         Raises
         ------
@@ -1072,14 +1072,14 @@ class DiffusionModel(BaseModelClass):
         codes = np.where(codes == OPEN, own, codes)
         method = self._prediction_method(own, codes, source.obs_names, method)
         check_learned(self.module, engine.conditions, own, method)
-        if method == "inversion":  # in any number of steps, on any path
-            inversion = inversion_by(sampling.sampler, self.module.path)
-        else:
-            inversion = None
-            check_sampler(sampling.sampler, self.module.path, n_steps)
-            if sampling.guidance != self.module.unguided:
-                msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
-                raise ValueError(msg)
+        by_flow = method == "perturbation_flow"
+        check_sampler(sampling.sampler, self.module.path, n_steps if by_flow else None)
+        if by_flow and sampling.guidance != self.module.unguided:
+            msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
+            raise ValueError(msg)
+        if not by_flow and not hasattr(sampling.sampler, "invert"):
+            msg = f"`sampler` {sampling.sampler!r} cannot be inverted; choose 'ddpm' or 'ddim'."
+            raise ValueError(msg)
         if library_size is not None and self.module.keeps_totals:
             msg = f"{engine.name} keeps the totals of the given cells; leave `library_size` out."
             raise ValueError(msg)
@@ -1090,7 +1090,7 @@ class DiffusionModel(BaseModelClass):
                 f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
                 "predicted: they come back as they are, or as their reconstruction. Leave them out."
             )
-        has_groups = method == "perturbation_flow" and not is_same.all()
+        has_groups = by_flow and not is_same.all()
         groups = PerturbedGroups(self.module, engine.conditions, own, codes) if has_groups else None
         are_judged = np.tile(~is_same & has_groups, 2)  # a support looks at the control cells too
         how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
@@ -1100,7 +1100,7 @@ class DiffusionModel(BaseModelClass):
         provenance |= {"condition": asked, "outside_training": outside}
         return Prediction(
             engine,
-            PredictionRequest(own, codes, sampling, inversion, keep_residuals, totals, seed, groups),
+            PredictionRequest(own, codes, sampling, by_flow, keep_residuals, totals, seed, groups),
             engine.identity(sampling, requested, totals) | how,
             provenance,
             requested,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 import numpy as np
 import pandas as pd
 import torch
-from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
 from scgen_diffusion._arguments import known_names
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
     from mudata import MuData
     from sparse import GCXS
     from torch import Tensor
-
-
-CELLS_AT_A_TIME = 1_024
 
 
 class MULTISCLDM(SCLDM):
@@ -358,13 +354,10 @@ class MULTISCLDM(SCLDM):
         return join_expression(cells, self.modalities, layers), ""
 
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
-        """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""
+        """Leave out what belongs to modalities that the cells lack: weight decay alone would change it."""
         trained, module = super()._trained_rows(stage), self.module
-        if stage == "perturbation_flow":
-            return trained
-        batches = self._cells.loader(self.train_indices_, CELLS_AT_A_TIME)
-        has = torch.stack([module.has(batch[REGISTRY_KEYS.X_KEY]).any(0).cpu() for batch in batches]).any(0)
-        if has.all():
+        has = [name in self.adata.mod for name in self.modalities]
+        if stage == "perturbation_flow" or all(has):
             return trained
         trained = dict.fromkeys(module.parameters()) if trained is None else trained
         for network in (module.encoder, module.decoder, module.likelihood, module.library_size):

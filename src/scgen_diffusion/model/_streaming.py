@@ -96,7 +96,7 @@ class Stream:
     def write(self, number: int, cells: AnnData) -> None:
         """Write a part."""
         content, what = part_of(cells), f"Writing part {number + 1} of {len(self.rows)}"
-        with write_atomically(self.path(number)) as beside, explain_failed_part(what, self.goal.parent):
+        with explain_failed_part(what, self.goal.parent), write_atomically(self.path(number)) as beside:
             beside.write_bytes(content)
 
 
@@ -151,7 +151,7 @@ class PartMaker(pl.LightningModule):
         goal, paths = self.stream.goal, [self.stream.path(number) for number in range(len(self.stream.rows))]
         if self.trainer.is_global_zero and not self.stream.is_joined():
             n_bytes = sum(path.stat().st_size for path in paths)  # at most, as the file is compressed
-            with write_atomically(goal) as beside, explain_failed_part(f"Writing {goal.name}", goal.parent):
+            with explain_failed_part(f"Writing {goal.name}", goal.parent), write_atomically(goal) as beside:
                 if shutil.disk_usage(goal.parent).free < n_bytes:  # HDF5 would crash
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 join_parts(paths, beside, self.stream.identity, self.job.merge)

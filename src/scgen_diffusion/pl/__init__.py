@@ -28,7 +28,3 @@ __all__ = [
     "umap",
     "zero_fraction",
 ]
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

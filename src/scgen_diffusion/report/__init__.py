@@ -4,7 +4,3 @@ from ._summary import Summary, summary
 from ._write import write
 
 __all__ = ["Summary", "summary", "write"]
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
