@@ -130,10 +130,14 @@ def test_each_molecule_is_seen_with_the_probability_of_the_time():
     torch.testing.assert_close(z[:, 0].var(), torch.tensor(1.0), atol=0, rtol=0.15)
 
 
-def test_a_tenth_of_the_genes_is_hidden_in_training_only():
+def test_a_tenth_of_the_genes_is_hidden_and_the_total_is_vague_in_training_only(network):
     module, x, generator = module_of(50), torch.ones(400, 50), torch.Generator().manual_seed(0)
 
-    shown = module.draw_for_training(x, generator, training=True)["shown"]
+    drawn = module.draw_for_training(x, generator, training=True)
 
-    assert shown.float().mean().item() == pytest.approx(0.9, abs=0.01)
-    assert "shown" not in module.draw_for_training(x, generator, training=False)
+    assert drawn["shown"].float().mean().item() == pytest.approx(0.9, abs=0.01)
+    assert drawn["total_noise"].std().item() == pytest.approx(0.3, abs=0.03)
+    assert not {"shown", "total_noise"} & {*module.draw_for_training(x, generator, training=False)}
+    state = torch.tensor([[1.0, 0, 0, 19, 380]]), torch.tensor([0.25]), torch.zeros(1, 0)
+    exact, vague = [(network(*state, total_noise=noise), network.backbone.shown[2].item())[1] for noise in (0.0, 0.2)]
+    assert vague == pytest.approx(exact + 0.2)

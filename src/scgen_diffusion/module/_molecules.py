@@ -31,6 +31,7 @@ INITIAL_LOG_THETA = 1.5
 LOG_THETA_RANGE = (-4.0, 8.0)
 USUAL = (0.01, 0.99)  # levels of the totals that the network has seen under a condition
 HIDDEN_GENES = 0.1  # share of genes whose molecules the backbone does not see in training: it overfits less
+TOTAL_NOISE = 0.3  # added to standardised log totals in training: an exact one would tell which training cell it is
 
 # --- network ----------------------------------------------------------------------------------------------------------
 
@@ -89,7 +90,15 @@ class MoleculeNetwork(nn.Module):
         self.register_buffer("log_total_mean", torch.tensor(0.0))
         self.register_buffer("log_total_std", torch.tensor(1.0))
 
-    def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor, *, shown: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        network_time: Tensor,
+        condition: Tensor,
+        *,
+        shown: Tensor | None = None,
+        total_noise: Tensor | float = 0.0,
+    ) -> Tensor:
         """Return logarithms of the genes' shares and inverse dispersions among masked molecules, ``(cells, 2, genes)``.
 
         Parameters
@@ -102,12 +111,14 @@ class MoleculeNetwork(nn.Module):
             ``(cells, columns)``.
         shown
             Which genes the backbone sees, ``(cells, genes)``, for training; the others look like those of a mean cell.
+        total_noise
+            Added to the standardised log totals that the backbone sees, ``(cells, 1)``, for training.
         """
         seen, features = x_t[:, :-1], self.features(x_t[:, :-1])
         if shown is not None:
             features = features * shown / shown.to(features.dtype).mean().clamp(min=0.1)
         log_total = (x_t.sum(1, keepdim=True).clamp(min=1).log() - self.log_total_mean) / self.log_total_std
-        condition = torch.cat([condition.to(log_total.dtype), log_total], dim=1)
+        condition = torch.cat([condition.to(log_total.dtype), log_total + total_noise], dim=1)
         outputs = self.backbone(features, TIME_SCALE * network_time, condition).float()
         log_share = (outputs[:, 0] + self.log_share).log_softmax(1)
         theta = (outputs[:, 1] + self.log_theta).clamp(*LOG_THETA_RANGE).exp()
@@ -119,7 +130,7 @@ class MoleculeNetwork(nn.Module):
         """Return what the backbone sees of the molecules seen, both ``(cells, genes)``."""
         return (seen * (FEATURE_SUM / (seen.sum(1, keepdim=True) + UNSEEN))).log1p() - self.centre
 
-    def loss(self, data: Tensor, x_t: Tensor, t: Tensor, condition: Tensor, *, shown: Tensor | None = None) -> Tensor:
+    def loss(self, data: Tensor, x_t: Tensor, t: Tensor, condition: Tensor, **for_training: Tensor) -> Tensor:
         r"""Return each cell's weighted cross-entropy per masked molecule, ``(cells,)``.
 
         ``data`` and their states ``x_t`` at times ``t (cells,)`` are ``(cells, genes + 1)``; other arguments as in
@@ -129,7 +140,7 @@ class MoleculeNetwork(nn.Module):
         molecules better, which decide what kind of cell it becomes.
         """
         masked = data[:, :-1] - x_t[:, :-1]
-        log_p = self(x_t, t, condition, shown=shown)[:, 0]
+        log_p = self(x_t, t, condition, **for_training)[:, 0]
         cross_entropy = -(masked * log_p).sum(1) / masked.sum(1).clamp(min=1)
         return self.path.alpha_rate(t).sqrt() * cross_entropy
 
@@ -210,12 +221,13 @@ class MoleculeModule(GeneSpaceModule):
         return {"data": with_masked(x, x.sum(1)), "features": x[:, :0]}
 
     def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
-        """Draw times and masked states of cells ``x``; in training also which genes the backbone sees."""
+        """Draw times and masked states of cells ``x``; in training also which genes, and totals, the backbone sees."""
         t = self.path.draw_times(len(x), generator, x.device)
         seen = keep_molecules(x, self.path.alpha(t)[:, None], generator)
         drawn = {"t": t, "x_t": with_masked(seen, x.sum(1))}
         if training:
             drawn["shown"] = torch.rand(x.shape, generator=generator, device=x.device) >= HIDDEN_GENES
+            drawn["total_noise"] = TOTAL_NOISE * torch.randn((len(x), 1), generator=generator, device=x.device)
         return drawn
 
     # --- generation ---------------------------------------------------------------------------------------------------
