@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Step = Callable[[Field, "Tensor", "Tensor", "Tensor"], "Tensor"]
 Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
-N_UNMASKING_STEPS = 64
 
 
 class Sampler(Protocol):
@@ -493,7 +492,7 @@ class UnmaskingSampler:
     """
 
     path_type = Masking
-    default_n_steps: int = N_UNMASKING_STEPS
+    default_n_steps: int = 64
 
     def __call__(self, field: Denoiser, x: Tensor, *, n_steps: int | None = None, generators: Generators) -> Tensor:
         """Unmask the items of states ``x (n, kinds + 1)``, usually all.

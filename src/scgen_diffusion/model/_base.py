@@ -1073,7 +1073,7 @@ class DiffusionModel(BaseModelClass):
         method = self._prediction_method(own, codes, source.obs_names, method)
         check_learned(self.module, engine.conditions, own, method)
         by_flow = method == "perturbation_flow"
-        check_sampler(sampling.sampler, self.module.path, n_steps if by_flow else None)
+        check_sampler(sampling.sampler, self.module.path, n_steps if by_flow else None)  # an inversion takes any number
         if by_flow and sampling.guidance != self.module.unguided:
             msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
             raise ValueError(msg)
