@@ -92,7 +92,7 @@ def plan_runs(
         if batch_size is not None and (stage != "perturbation_flow" or len(recipes) == 1):
             change = {"batch_size": batch_size, **change}
         if options.early_stopping or epochs[stage] is not None:
-            change = {"patience": (usual.patience or USUAL_PATIENCE) if options.early_stopping else None, **change}
+            change = {"patience": USUAL_PATIENCE if options.early_stopping else None, **change}
         recipe = replace(usual, **change)
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(n_cells, usual.batch_size)))
         usual_epochs = recipe.max_epochs(n_cells)

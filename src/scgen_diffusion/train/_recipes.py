@@ -265,7 +265,7 @@ PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
     bfloat16=True,
 )
 
-PROFILE_RECIPE = DiffusionRecipe(learning_rate=1e-3, loading_weight_decay=0.1, patience=USUAL_PATIENCE // 2)
+PROFILE_RECIPE = DiffusionRecipe(learning_rate=1e-3, loading_weight_decay=0.1, patience=USUAL_PATIENCE)
 DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
     "SCRDIT": {"default": PROFILE_RECIPE, "published": PUBLISHED_SCRDIT_RECIPE},
     "WBDIT": {"default": PROFILE_RECIPE, "published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4)},
