@@ -459,9 +459,9 @@ class DiffusionModel(BaseModelClass):
         ----------
         max_epochs
             Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default, also of stages that a
-            mapping leaves out: as many as the number of cells suggests; SCLDM's autoencoder ends earlier once its
-            validation loss no longer falls (``patience`` of :class:`~scgen_diffusion.train.Recipe`). A trained model is
-            trained on, all its stages; ``train_prior`` trains the prior alone.
+            mapping leaves out: as many as the number of cells suggests; SCLDM's autoencoder, SCRDIT and WBDIT end
+            earlier once their validation loss no longer falls (``patience`` of :class:`~scgen_diffusion.train.Recipe`).
+            A trained model is trained on, all its stages; ``train_prior`` trains the prior alone.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
